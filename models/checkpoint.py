@@ -1,0 +1,130 @@
+"""Opening a checkpoint: from a folder or a Hugging Face id to an embedder, a prompt builder and the folder of the LLM."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from pydantic import ValidationError
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, WhisperConfig
+
+from models import official
+from models.adapter import ModalityAdapter
+from models.config import BlspConfig
+from models.embedder import Embedder
+from models.encoder import WhisperEncoder
+from models.features import SAMPLE_RATE
+from models.prompt import PromptBuilder
+from models.weights import CheckpointError, load_strict, read_tensors
+
+# LLMs embed tokens with norms around 1; a layer norm of width 4096 that was never trained gives 64. Beyond this ratio the adapter was
+# made for another LLM, or is broken.
+MAX_NORM_RATIO = 300.0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in our layout whose parts are all on this machine."""
+
+    name: str
+    config: BlspConfig
+    folder: Path
+    encoder: Path
+    llm: Path
+
+    def llm_dim(self) -> int:
+        """The width of the LLM's embeddings."""
+        return int(AutoConfig.from_pretrained(self.llm).get_text_config().hidden_size)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The LLM's tokenizer."""
+        return AutoTokenizer.from_pretrained(self.llm)
+
+    def prompt_builder(self, dtype: torch.dtype) -> PromptBuilder:
+        """Builds this checkpoint's prompts, with rows of the LLM's dtype."""
+        return PromptBuilder(self.tokenizer(), self.config.prompt_format, self.llm_dim(), dtype)
+
+    def load_embedder(self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Embedder:
+        """Loads encoder and adapter, strictly.
+
+        Raises CheckpointError for missing or unexpected tensors, wrong shapes or dtypes, values that are not finite, and for an adapter
+        whose output is far from the LLM's embeddings.
+        """
+        encoder_config = WhisperConfig.from_pretrained(self.encoder)
+        with torch.device("meta"):
+            encoder = WhisperEncoder(encoder_config)
+            adapter = ModalityAdapter(encoder_config.d_model, self.llm_dim(), self.config.adapter)
+        embedder = Embedder(encoder, adapter, self.config.padding).to_empty(device="cpu")
+        load_strict(encoder, _encoder_tensors(self.encoder), str(self.encoder))
+        load_strict(adapter, _adapter_tensors(self.folder), str(self.folder / "adapter.safetensors"))
+        embedder.requires_grad_(False).eval()
+        self._check_norms(embedder)
+        return embedder.to(device=device, dtype=dtype)
+
+    def _check_norms(self, embedder: Embedder) -> None:
+        noise = torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0)) * 0.1
+        speech = embedder.embed([noise])[0].norm(dim=1).mean().item()
+        text = _embedding_table(self.llm).float().norm(dim=1).mean().item()
+        if not text / MAX_NORM_RATIO <= speech <= text * MAX_NORM_RATIO:
+            raise CheckpointError(
+                f"{self.folder}: speech embeddings have norm {speech:.3g}, the LLM's token embeddings {text:.3g}; "
+                "this adapter was not trained for this LLM"
+            )
+
+
+def open_checkpoint(name: str, cache: Path) -> Checkpoint:
+    """Opens a folder or Hugging Face id of either layout; an official one is converted once, into `cache`.
+
+    Raises CheckpointError that says what is missing.
+    """
+    folder = _fetch(name, None, Path())
+    if official.is_official(folder):
+        folder = official.cached_import(folder, cache)
+    try:
+        config = BlspConfig.read(folder)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}: no config.json; this is not a BLSP checkpoint") from error
+    except ValidationError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+    return Checkpoint(
+        name=name,
+        config=config,
+        folder=folder,
+        encoder=_fetch(config.encoder, config.encoder_revision, folder),
+        llm=_fetch(config.llm, config.llm_revision, folder),
+    )
+
+
+def _fetch(name: str, revision: str | None, base: Path) -> Path:
+    """A folder as it is, relative to `base`; anything else is a Hugging Face id and is downloaded."""
+    if (base / name).is_dir():
+        return base / name
+    try:
+        return Path(snapshot_download(name, revision=revision, ignore_patterns=["*.h5", "*.msgpack", "*.onnx", "*.gguf"]))
+    except Exception as error:
+        raise CheckpointError(f"{name!r} is neither a folder here nor a Hugging Face model that can be reached: {error}") from error
+
+
+def _encoder_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The encoder's tensors, also out of a whole Whisper model, whose decoder is passed over."""
+    for name, tensor in read_tensors(folder):
+        if name.startswith("model.encoder."):
+            yield name.removeprefix("model.encoder."), tensor
+        elif not name.startswith(("model.decoder.", "proj_out.")):
+            yield name, tensor
+
+
+def _adapter_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    if not (folder / "adapter.safetensors").exists():
+        raise CheckpointError(f"{folder}: no adapter.safetensors")
+    return read_tensors(folder)
+
+
+def _embedding_table(llm: Path) -> Tensor:
+    """The LLM's token embeddings (vocabulary, llm_dim)."""
+    for name, tensor in read_tensors(llm):
+        if name.endswith(("embed_tokens.weight", "wte.weight", "tok_embeddings.weight")):
+            return tensor
+    raise CheckpointError(f"{llm}: no token embeddings among the weights")

@@ -1,0 +1,56 @@
+"""What a BLSP checkpoint says of itself: `config.json` in our layout."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+PaddingPolicy = Literal["30s", "exact"]
+PromptFormat = Literal["blsp", "chat-template"]
+
+
+class AdapterSizes(BaseModel):
+    """Sizes of the trained part; input and output widths are those of the encoder and the LLM."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    conv_kernel_sizes: tuple[int, ...] = Field((5, 5, 5), min_length=1)
+    """Width of each convolution of the subsampler; each one halves the number of frames."""
+    inner_dim: int = Field(512, gt=0)
+    """Width of the adapter's bottleneck."""
+
+    @field_validator("conv_kernel_sizes")
+    @classmethod
+    def _odd(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if any(size < 1 or size % 2 == 0 for size in sizes):
+            raise ValueError(f"kernel widths must be odd, not {sizes}: only then is the output length ceil(input length / 2)")
+        return sizes
+
+
+class BlspConfig(BaseModel):
+    """`config.json` of a checkpoint.
+
+    `encoder` and `llm` are folders relative to the checkpoint, or Hugging Face ids with an optional revision.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    model_type: Literal["blsp"] = "blsp"
+    encoder: str = "encoder"
+    encoder_revision: str | None = None
+    llm: str = "llm"
+    llm_revision: str | None = None
+    adapter: AdapterSizes = AdapterSizes()
+    prompt_format: PromptFormat = "blsp"
+    padding: PaddingPolicy = "30s"
+    """"30s": every window is padded to 30 s, as the official code does. "exact": only real frames are encoded."""
+
+    @classmethod
+    def read(cls, folder: Path) -> "BlspConfig":
+        """Reads `folder/config.json`; raises FileNotFoundError or pydantic's ValidationError, which names the field."""
+        return cls.model_validate_json((folder / "config.json").read_bytes())
+
+    def write(self, folder: Path) -> None:
+        """Writes `folder/config.json`."""
+        (folder / "config.json").write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n")

@@ -1,0 +1,84 @@
+"""Audio samples to log-mel features, and recordings to 30-second windows.
+
+Equal to Whisper's features (openai/whisper audio.py, transformers' WhisperFeatureExtractor) within 1e-4, but computed for the real frames
+only: what Whisper sees of the padding is a constant, added by `pad_features` where a checkpoint asks for it.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.audio_utils import mel_filter_bank
+
+SAMPLE_RATE = 16_000  # samples per second
+N_FFT = 400  # samples, 25 ms
+HOP_LENGTH = 160  # samples, 10 ms: one frame
+WINDOW_SECONDS = 30
+N_SAMPLES = WINDOW_SECONDS * SAMPLE_RATE  # 480,000 in a window
+N_FRAMES = N_SAMPLES // HOP_LENGTH  # 3,000 in a window
+# An analysis window reaches half its width past the last sample, so that many frames after it still hear the end of the audio.
+TAIL_FRAMES = -(-(N_FFT // 2) // HOP_LENGTH)
+
+
+def split_windows(samples: Tensor) -> list[Tensor]:
+    """Cuts a recording (samples,) into consecutive windows of at most 30 s; the last one is shorter."""
+    return list(samples.split(N_SAMPLES))
+
+
+def n_frames(n_samples: int) -> int:
+    """The number of 10 ms frames that `n_samples` fill, the last one perhaps in part."""
+    return -(-n_samples // HOP_LENGTH)
+
+
+def log_mel(samples: Tensor, n_mels: int = 80, *, pad_to_window: bool = False) -> Tensor:
+    """Whisper's log-mel features of one window.
+
+    Takes float32 samples (n,) at 16 kHz with 0 < n <= 480,000 and returns float32 (n_mels, frames): the ceil(n / 160) real frames,
+    or with `pad_to_window` all 3,000 that Whisper makes of the window filled up with silence.
+    Raises ValueError where the window is empty or longer than 30 s.
+    """
+    if not 0 < len(samples) <= N_SAMPLES:
+        raise ValueError(f"a window has 1 to {N_SAMPLES} samples, not {len(samples)}")
+    real = n_frames(len(samples))
+    frames = min(real + TAIL_FRAMES, N_FRAMES)
+    power = _power_spectrum(samples, frames)  # (201, frames)
+    mel = (_mel_filters(n_mels, samples.device) @ power).clamp(min=1e-10).log10()  # (n_mels, frames)
+    floor = mel.max() - 8.0
+    mel = (torch.maximum(mel, floor) + 4.0) / 4.0
+    if not pad_to_window:
+        return mel[:, :real]
+    silence = (max(-10.0, floor.item()) + 4.0) / 4.0
+    return F.pad(mel, (0, N_FRAMES - frames), value=silence)
+
+
+def _power_spectrum(samples: Tensor, frames: int) -> Tensor:
+    """(n,) -> (201, frames): frames centred on multiples of the hop, mirrored at the window's start and, where it is full, at its end."""
+    length = frames * HOP_LENGTH
+    signal = F.pad(samples, (0, length - len(samples)))
+    right = signal[-N_FFT // 2 - 1 : -1].flip(0) if length == N_SAMPLES else signal.new_zeros(N_FFT // 2)
+    signal = torch.cat([signal[1 : N_FFT // 2 + 1].flip(0), signal, right])
+    spectrum = torch.stft(
+        signal, N_FFT, HOP_LENGTH, window=_hann(samples.device), center=False, return_complex=True
+    )  # (201, frames + 1)
+    return spectrum[:, :frames].abs().square()
+
+
+@lru_cache
+def _hann(device: torch.device) -> Tensor:
+    return torch.hann_window(N_FFT, device=device)
+
+
+@lru_cache
+def _mel_filters(n_mels: int, device: torch.device) -> Tensor:
+    """(n_mels, 201) triangular filters on Slaney's mel scale, 0 to 8 kHz."""
+    filters = mel_filter_bank(
+        num_frequency_bins=N_FFT // 2 + 1,
+        num_mel_filters=n_mels,
+        min_frequency=0.0,
+        max_frequency=SAMPLE_RATE / 2,
+        sampling_rate=SAMPLE_RATE,
+        norm="slaney",
+        mel_scale="slaney",
+    )
+    return torch.from_numpy(filters).float().T.contiguous().to(device)

@@ -1,0 +1,126 @@
+"""Reading and writing weights: safetensors or torch files, sharded or not, one tensor at a time."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+SHARD_BYTES = 1 << 30
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't be used; the message says what does not fit and where."""
+
+
+def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yields every (name, tensor) of the weights in a folder, file by file and memory-mapped.
+
+    Reads `*.safetensors` if there are any, else `*.bin` with `weights_only=True`. Raises CheckpointError where a file can't be read or
+    a tensor is not of a floating-point type, holds NaN or infinity, or stands in two files.
+    """
+    seen: set[str] = set()
+    for file in weight_files(folder):
+        for name, tensor in _read_file(file):
+            if name in seen:
+                raise CheckpointError(f"{file}: tensor {name!r} stands in two files")
+            seen.add(name)
+            yield name, tensor
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a folder, in the order of their names."""
+    for pattern in ("*.safetensors", "*.bin"):
+        if files := sorted(f for f in folder.glob(pattern) if f.name != "training_args.bin"):
+            return files
+    raise CheckpointError(f"{folder}: no *.safetensors and no *.bin files")
+
+
+def _read_file(file: Path) -> Iterator[tuple[str, Tensor]]:
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                    yield name, tensors.get_tensor(name)
+        else:
+            yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{file}: can't be read as weights: {error}") from error
+
+
+def check_tensor(where: str, name: str, tensor: Tensor) -> None:
+    """Raises CheckpointError where a weight is not floating-point or not finite."""
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{where}: {name!r} has dtype {tensor.dtype}; weights are float32, float16 or bfloat16")
+    if not torch.isfinite(tensor).all():
+        raise CheckpointError(f"{where}: {name!r} holds NaN or infinite values")
+
+
+def load_strict(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
+    """Copies tensors into a module; every parameter must be there once, with its shape, finite, and nothing else.
+
+    Raises CheckpointError that names all missing and unexpected tensors.
+    """
+    parameters = dict(module.named_parameters())
+    missing, unexpected = set(parameters), []
+    with torch.no_grad():
+        for name, tensor in tensors:
+            if name not in parameters:
+                unexpected.append(name)
+                continue
+            check_tensor(where, name, tensor)
+            if tensor.shape != parameters[name].shape:
+                raise CheckpointError(
+                    f"{where}: {name!r} has shape {list(tensor.shape)}; by config.json it is {list(parameters[name].shape)}"
+                )
+            parameters[name].copy_(tensor)
+            missing.discard(name)
+    if missing or unexpected:
+        raise CheckpointError(f"{where}: missing tensors {sorted(missing)}, unexpected tensors {sorted(unexpected)}")
+
+
+class ShardWriter:
+    """Writes tensors to safetensors shards of about 1 GiB, in the layout of Hugging Face, holding one shard in memory at most."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pending: dict[str, Tensor] = {}
+        self.pending_bytes = self.total_bytes = 0
+        self.shards: list[list[str]] = []
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Takes one tensor."""
+        if self.pending_bytes + tensor.nbytes > SHARD_BYTES and self.pending:
+            self._flush()
+        self.pending[name] = tensor.clone(memory_format=torch.contiguous_format)
+        self.pending_bytes += tensor.nbytes
+        self.total_bytes += tensor.nbytes
+
+    def _flush(self) -> None:
+        save_file(self.pending, self._shard(len(self.shards)), metadata={"format": "pt"})
+        self.shards.append(list(self.pending))
+        self.pending, self.pending_bytes = {}, 0
+
+    def _shard(self, number: int) -> Path:
+        return self.folder / f"shard-{number:05d}.safetensors"
+
+    def close(self) -> None:
+        """Writes what is left and, where there are several shards, their index."""
+        self._flush()
+        if len(self.shards) == 1:
+            self._shard(0).rename(self.folder / "model.safetensors")
+            return
+        names = [f"model-{i + 1:05d}-of-{len(self.shards):05d}.safetensors" for i in range(len(self.shards))]
+        for i, name in enumerate(names):
+            self._shard(i).rename(self.folder / name)
+        index = {
+            "metadata": {"total_size": self.total_bytes},
+            "weight_map": {tensor: name for name, shard in zip(names, self.shards, strict=True) for tensor in shard},
+        }
+        (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))

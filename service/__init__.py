@@ -1,0 +1,1 @@
+"""The HTTP side: from request bytes to streamed text. `models` never imports it."""

@@ -1,0 +1,92 @@
+"""Every refusal the service makes, with the HTTP status and the OpenAI error code that go with it.
+
+This file knows nothing about HTTP frameworks: `service/app.py` turns an `ApiError` into a response.
+"""
+
+from typing import Any
+
+
+class ApiError(Exception):
+    """A refusal in OpenAI's error shape.
+
+    `status` is the HTTP status, `type` and `code` are OpenAI's fields, `param` names the field of the request that is wrong.
+    The message says what is wrong and what would be right.
+    """
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def body(self) -> dict[str, Any]:
+        """The JSON body, as OpenAI's clients read it."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidRequest(ApiError):
+    """A field is missing, unknown or out of range."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+
+
+class InvalidAudio(InvalidRequest):
+    """The audio is empty, truncated or damaged."""
+
+    code = "invalid_audio"
+
+
+class ContextTooLong(InvalidRequest):
+    """The prompt does not fit the LLM's context."""
+
+    code = "context_length_exceeded"
+
+
+class ModelNotFound(InvalidRequest):
+    """No model of that name is served."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class UploadTooLarge(InvalidRequest):
+    """The body is larger than the limit."""
+
+    status = 413
+    code = "upload_too_large"
+
+
+class AudioTooLong(InvalidRequest):
+    """The audio lasts longer than the limit."""
+
+    status = 413
+    code = "audio_too_long"
+
+
+class NotAudio(InvalidRequest):
+    """The upload is no kind of audio that the decoder knows."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class Unavailable(ApiError):
+    """The service is loading, draining, or has lost its engine."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "unavailable"
+
+
+class Overloaded(ApiError):
+    """The queue is full; the client may try again after `retry_after` seconds."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+    retry_after = 1
