@@ -1,0 +1,160 @@
+"""The FastAPI application: its life, its errors, and what every request passes through."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import metrics, routes, timeline
+from service.body import MAX_FIELD_BYTES
+from service.errors import ApiError, InvalidRequest, Overloaded
+from service.loading import Service
+from service.settings import ServeSettings
+
+log = logging.getLogger(__name__)
+
+CLIENT_GONE = 499  # nginx's status for a client that closed the connection
+
+Load = Callable[[], Awaitable[Service]]
+
+
+def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = lambda: None) -> FastAPI:
+    """Builds the application; it answers at once, and is ready when `load` has returned.
+
+    Where `load` fails, the error is kept in `app.state.failure` and `stop` is called.
+    """
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(_load(app, load, stop))
+        yield
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+        if app.state.service is not None:
+            await app.state.service.close()
+
+    app = FastAPI(
+        title="BLSP inference service",
+        summary="Speech and an instruction in, streamed text out.",
+        version=version("blsp-serve"),
+        lifespan=life,
+    )
+    app.state.settings = settings
+    app.state.service = app.state.failure = None
+    app.include_router(routes.router)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected_error)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
+    app.add_middleware(BodyLimit, limit=settings.max_upload_bytes + MAX_FIELD_BYTES)
+    app.add_middleware(Measured)
+    return app
+
+
+async def _load(app: FastAPI, load: Load, stop: Callable[[], None]) -> None:
+    try:
+        app.state.service = await load()
+    except Exception as error:
+        app.state.failure = error
+        stop()
+
+
+class Measured:
+    """Begins each request's timeline and counts its answer by endpoint and status."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        times = timeline.begin()
+        status = CLIENT_GONE
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watch)
+        finally:
+            endpoint = getattr(scope.get("route"), "path", "other")
+            metrics.REQUESTS.labels(endpoint, str(status)).inc()
+            times.publish()
+
+
+class BodyLimit:
+    """Refuses bodies over a limit while they arrive; reads as much again and drops it, so that the client gets to read the answer."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app = app
+        self.limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on, with a body that ends in an error where it goes over the limit."""
+        received = 0
+
+        async def receive_limited() -> Message:
+            nonlocal received
+            message = await receive()
+            while message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received <= self.limit and declared <= self.limit:
+                    break
+                if received > 2 * self.limit or not message.get("more_body"):
+                    raise HTTPException(413, f"The request's body is larger than the limit of {self.limit} bytes.")
+                message = await receive()
+            return message
+
+        declared = int(Headers(scope=scope).get("content-length", 0)) if scope["type"] == "http" else 0
+        await self.app(scope, receive_limited, send)
+
+
+def _respond(error: ApiError) -> JSONResponse:
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Overloaded) else None
+    return JSONResponse(error.body(), error.status, headers)
+
+
+async def _api_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return _respond(error)
+
+
+async def _validation_error(_: Request, error: Exception) -> JSONResponse:
+    """FastAPI's 422, as OpenAI's 400 that names the first field which is wrong."""
+    assert isinstance(error, RequestValidationError)
+    return _respond(routes.invalid_field(error.errors()[0]))
+
+
+async def _http_error(_: Request, error: Exception) -> JSONResponse:
+    """404 and 405 of the router, in OpenAI's shape."""
+    assert isinstance(error, HTTPException)
+    refusal = InvalidRequest(str(error.detail))
+    refusal.status = error.status_code
+    refusal.code = HTTPStatus(error.status_code).name.lower()
+    return _respond(refusal)
+
+
+async def _client_gone(_: Request, __: Exception) -> Response:
+    """Nobody reads this; it ends the request without a traceback in the log."""
+    return Response(status_code=CLIENT_GONE)
+
+
+async def _unexpected_error(_: Request, error: Exception) -> JSONResponse:
+    """A defect of ours: the log has it (uvicorn writes the traceback), the client gets no details."""
+    return _respond(ApiError("The server had an error while processing the request."))

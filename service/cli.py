@@ -1,0 +1,174 @@
+"""The command `blsp`."""
+
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict
+from rich.console import Console
+
+from models.config import PaddingPolicy, PromptFormat
+from models.weights import CheckpointError
+from service.errors import ApiError
+from service.settings import ModelSettings, ServeSettings
+
+console = Console(stderr=True, highlight=False)
+
+
+def _progress(step: str) -> None:
+    console.print(f"[dim]blsp[/dim] {step} …")
+
+
+def _quiet_libraries() -> None:
+    """vLLM and transformers report by the page; what they call errors stays."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
+
+
+class Serve(ServeSettings):
+    """Serve a BLSP model over HTTP."""
+
+    def cli_cmd(self) -> None:
+        """Runs until SIGTERM or SIGINT; exits with 1 where the model can't be loaded."""
+        _quiet_libraries()
+        import uvicorn
+
+        from service.app import create_app
+        from service.loading import Service, load
+
+        async def load_model() -> Service:
+            service = await load(self, self.name(), _progress)
+            console.print(f"[bold]blsp[/bold] Ready: {self.name()!r} on http://{self.host}:{self.port} (docs at /docs)")
+            return service
+
+        def stop() -> None:
+            server.should_exit = True
+
+        app = create_app(self, load_model, stop)
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                host=self.host,
+                port=self.port,
+                log_level="warning",
+                timeout_graceful_shutdown=int(self.drain_seconds),
+            )
+        )
+        server.run()
+        if app.state.failure is not None:
+            raise app.state.failure
+
+
+class Ask(ModelSettings):
+    """Ask a model about a recording, in this process; the reply streams to the terminal."""
+
+    audio: CliPositionalArg[Path] = Field(description="the recording")
+    instruction: CliPositionalArg[str] = Field("", description="what to do with it")
+    model: str = Field("build/reference", description="folder or Hugging Face id of a checkpoint")
+    max_tokens: int | None = Field(None, ge=1, description="most tokens to generate")
+    temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy")
+
+    def cli_cmd(self) -> None:
+        """Prints the reply."""
+        _quiet_libraries()
+        asyncio.run(self._ask())
+
+    async def _ask(self) -> None:
+        from service.loading import load
+        from service.speech import SpeechRequest
+
+        service = await load(self, Path(self.model).name, _progress)
+        try:
+            with self.audio.open("rb") as file:
+                recording = await service.listener.hear(file)
+            request = SpeechRequest(
+                instruction=self.instruction, max_tokens=self.max_tokens, temperature=self.temperature
+            )
+            async for event in service.speech.answer(request, recording):
+                sys.stdout.write(event.get("delta", "\n"))
+                sys.stdout.flush()
+        finally:
+            await service.close()
+
+
+class Import(BaseSettings):
+    """Convert a checkpoint of the official BLSP release to this project's layout."""
+
+    source: CliPositionalArg[Path] = Field(description="folder of the official checkpoint")
+    target: CliPositionalArg[Path] = Field(description="folder to write; must not exist")
+
+    def cli_cmd(self) -> None:
+        """Converts, one tensor at a time."""
+        from models.official import import_official, is_official
+
+        if not is_official(self.source):
+            raise CheckpointError(
+                f"{self.source}: not an official BLSP checkpoint (config.json with whisper_config and llama_config)"
+            )
+        if self.target.exists():
+            raise CheckpointError(f"{self.target} exists already")
+        with console.status("Converting …") as status:
+            import_official(self.source, self.target, lambda name: status.update(f"Converting {name}"))
+        console.print(f"Wrote {self.target}")
+
+
+class Init(BaseSettings):
+    """Make a checkpoint with random weights, for benchmarks and tests; its replies mean nothing."""
+
+    target: CliPositionalArg[Path] = Field(description="folder to write; must not exist")
+    encoder_dim: int = Field(64, gt=0, description="width of the Whisper encoder")
+    encoder_layers: int = Field(2, gt=0)
+    encoder_heads: int = Field(4, gt=0)
+    n_mels: int = Field(80, gt=0, description="mel bands of the features")
+    llm_dim: int = Field(64, gt=0, description="width of the Llama")
+    llm_layers: int = Field(2, gt=0)
+    llm_heads: int = Field(
+        2, gt=0, description="attention heads; vLLM on the CPU wants a head size of 32, 64, 80, 96, 112 or 128"
+    )
+    llm_ffn_dim: int = Field(172, gt=0)
+    vocabulary: int = Field(640, ge=260, description="tokens; the first 259 are special tokens and bytes")
+    context: int = Field(2048, gt=0, description="longest sequence of the LLM, tokens")
+    conv_kernel_sizes: tuple[int, ...] = Field((5, 5, 5), description="widths of the subsampler's convolutions")
+    adapter_inner_dim: int = Field(32, gt=0)
+    padding: PaddingPolicy = "exact"
+    prompt_format: PromptFormat = "blsp"
+    seed: int = 0
+
+    def cli_cmd(self) -> None:
+        """Writes the checkpoint."""
+        from models.random_init import init_checkpoint
+
+        if self.target.exists():
+            raise CheckpointError(f"{self.target} exists already")
+        init_checkpoint(**self.model_dump())
+        console.print(f"Wrote {self.target}")
+
+
+class Blsp(BaseSettings):
+    """BLSP: gives an LLM ears. Serve speech models through vLLM."""
+
+    model_config = SettingsConfigDict(cli_prog_name="blsp", cli_kebab_case=True, cli_implicit_flags=True)
+
+    serve: CliSubCommand[Serve] = Field(description="serve a model over HTTP")
+    ask: CliSubCommand[Ask] = Field(description="ask a model about a recording, in this process")
+    import_: CliSubCommand[Import] = Field(alias="import", description="convert an official BLSP checkpoint")
+    init: CliSubCommand[Init] = Field(description="make a checkpoint with random weights")
+
+    def cli_cmd(self) -> None:
+        """Runs the subcommand."""
+        CliApp.run_subcommand(self)
+
+
+def main() -> None:
+    """Entry point; errors that a user can mend are one line and exit status 1."""
+    try:
+        CliApp.run(Blsp)
+    except (CheckpointError, ApiError, OSError) as error:
+        console.print(f"[red]blsp: error:[/red] {error}")
+        sys.exit(1)

@@ -1,0 +1,207 @@
+"""The vLLM engine: prompts in, tokens out.
+
+With `service/chat.py` this is all that imports vLLM, and it stands on internals of vLLM 0.32.0 (see tests/service/test_seam.py).
+Mixed prompts are vLLM's `embeds_input` with `is_token_ids`: rows where speech stands, token ids elsewhere.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import vllm
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMClientError
+from vllm.inputs import tokens_input
+from vllm.inputs.engine import EngineInput, embeds_input
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from models.prompt import Prompt
+from service import metrics, timeline
+from service.errors import ApiError, ContextTooLong, InvalidRequest, Unavailable
+
+VLLM_VERSION: str = vllm.__version__
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to generate; None leaves it to the model's generation config, for `max_tokens` to what the context still holds."""
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one step of the engine added to a reply."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str | None
+    prompt_tokens: int
+    cached_tokens: int
+
+
+class BlspLLM(AsyncLLM):
+    """vLLM's engine; whichever endpoint asks, it books the time to the first token, between tokens, and in all.
+
+    With `drop_first_space`, replies start without the space that SentencePiece puts before a first word, as in the official code.
+    """
+
+    drop_first_space = False
+
+    async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
+        """As AsyncLLM.generate."""
+        times = timeline.get()
+        last: float | None = None
+        finished = False
+        begun: set[int] = set()  # choices whose text has begun
+        try:
+            async with aclosing(super().generate(*args, **kwargs)) as outputs:
+                async for output in outputs:
+                    now = time.perf_counter()
+                    if last is None:
+                        times.add("ttft", times.since_start())
+                    else:
+                        metrics.STAGE_SECONDS.labels("inter_token").observe(now - last)
+                    last = now
+                    if self.drop_first_space:
+                        _drop_first_space(output, begun)
+                    finished = output.finished
+                    if finished:
+                        times.add("total", times.since_start())
+                    yield output
+        except (GeneratorExit, asyncio.CancelledError):
+            if not finished:
+                metrics.ABORTED.inc()
+            raise
+
+
+class Engine:
+    """One LLM in vLLM."""
+
+    def __init__(self, llm: BlspLLM) -> None:
+        self.llm = llm
+
+    @classmethod
+    def start(cls, model: Path, dtype: str, options: list[str], *, drop_first_space: bool) -> "Engine":
+        """Starts vLLM on the LLM in a folder; takes half a minute. `options` are vLLM's engine flags.
+
+        Raises what vLLM raises; a flag that vLLM does not know is a SystemExit with its usage.
+        """
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        if not torch.cuda.is_available():
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+        parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser(prog="blsp serve MODEL"))
+        parser.set_defaults(
+            model=str(model), dtype=dtype, enable_prompt_embeds=True, enforce_eager=not torch.cuda.is_available()
+        )
+        args = AsyncEngineArgs.from_cli_args(parser.parse_args(options))
+        args.enable_log_requests = False
+        llm = BlspLLM.from_engine_args(args)
+        assert isinstance(llm, BlspLLM)
+        llm.drop_first_space = drop_first_space
+        return cls(llm)
+
+    @property
+    def max_model_len(self) -> int:
+        """The LLM's context, tokens."""
+        return int(self.llm.model_config.max_model_len)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the LLM computes in, and the dtype that rows must have."""
+        dtype: torch.dtype = self.llm.model_config.dtype
+        return dtype
+
+    def input(self, prompt: Prompt) -> EngineInput:
+        """vLLM's form of a prompt; one without speech is plain token ids.
+
+        Raises ContextTooLong where no token would fit after it.
+        """
+        if len(prompt.token_ids) >= self.max_model_len:
+            raise ContextTooLong(
+                f"The prompt has {len(prompt.token_ids)} tokens, {prompt.speech_tokens} of them speech; with a token of reply it "
+                f"must fit the model's context of {self.max_model_len} tokens."
+            )
+        if not prompt.speech_tokens:
+            return tokens_input(prompt.token_ids)
+        return embeds_input(prompt.rows, prompt_token_ids=prompt.token_ids, is_token_ids=prompt.is_token)
+
+    async def stream(self, prompt: Prompt, sampling: Sampling, request_id: str) -> AsyncGenerator[Delta, None]:
+        """Generates; closing the iterator aborts the request in the engine.
+
+        Raises ContextTooLong, InvalidRequest for sampling that vLLM refuses, Unavailable where the engine is dead.
+        """
+        engine_input = self.input(prompt)
+        room = self.max_model_len - len(prompt.token_ids)
+        try:
+            parameters = SamplingParams(
+                max_tokens=min(sampling.max_tokens or room, room),
+                min_tokens=sampling.min_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                stop=list(sampling.stop),
+                seed=sampling.seed,
+                output_kind=RequestOutputKind.DELTA,
+            )
+            async with aclosing(self.llm.generate(engine_input, parameters, request_id)) as outputs:
+                async for output in outputs:
+                    yield _delta(output)
+        except (VLLMClientError, ValueError, EngineDeadError) as error:
+            raise as_api_error(error) from error
+
+    async def warm_up_logprobs(self) -> None:
+        """Generates one token with its log-probabilities: the first such request compiles kernels for many seconds."""
+        parameters = SamplingParams(max_tokens=1, logprobs=1, output_kind=RequestOutputKind.FINAL_ONLY)
+        async for _ in self.llm.generate(tokens_input([0]), parameters, "warm-up"):
+            pass
+
+    async def check(self) -> None:
+        """Raises Unavailable where the engine is dead."""
+        try:
+            await self.llm.check_health()
+        except EngineDeadError as error:
+            raise as_api_error(error) from error
+
+    def close(self) -> None:
+        """Ends the engine's process."""
+        self.llm.shutdown()
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What a client is told of an error of vLLM's."""
+    if isinstance(error, EngineDeadError):
+        return Unavailable("The LLM engine has died; the service is restarting.")
+    return InvalidRequest(str(error), param=getattr(error, "parameter", None))
+
+
+def _drop_first_space(output: RequestOutput, begun: set[int]) -> None:
+    for choice in output.outputs:
+        if choice.text and choice.index not in begun:
+            begun.add(choice.index)
+            choice.text = choice.text.removeprefix(" ")
+
+
+def _delta(output: RequestOutput) -> Delta:
+    (choice,) = output.outputs
+    return Delta(
+        text=choice.text,
+        token_ids=list(choice.token_ids),
+        finish_reason=choice.finish_reason,
+        prompt_tokens=len(output.prompt_token_ids or ()),
+        cached_tokens=output.num_cached_tokens or 0,
+    )

@@ -1,0 +1,99 @@
+"""From a recording's bytes to its speech embeddings, while the bytes are still arriving."""
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.embedder import Embedder
+from models.features import N_SAMPLES, SAMPLE_RATE
+from service import metrics, timeline
+from service.audio import decode
+from service.batcher import Batcher
+from service.upload import GrowingBuffer
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What was heard: speech embeddings (n, llm_dim) of all windows in order."""
+
+    rows: Tensor
+    seconds: float
+    windows: int
+
+
+class Listener:
+    """Decodes recordings in threads, cuts them into 30 s windows, and has each window encoded as soon as it is full."""
+
+    def __init__(self, embedder: Embedder, *, max_windows: int, max_seconds: float, max_uploads: int) -> None:
+        self._embedder = embedder
+        self._max_seconds = max_seconds
+        self._threads = ThreadPoolExecutor(max_uploads, thread_name_prefix="decode")
+        self._batcher = Batcher(embedder.embed_features, max_windows)
+
+    async def hear(self, source: BinaryIO | GrowingBuffer) -> Recording:
+        """Listens to a recording of any format and length up to the limit.
+
+        Raises the errors of `service.audio.decode`, and what the source itself raises. When it fails or is cancelled, so does a
+        GrowingBuffer: whoever feeds it or waits for it hears of the error.
+        """
+        windows = self._windows(source)
+        encoding: list[asyncio.Task[Tensor]] = []
+        samples = 0
+        try:
+            while (window := await self._in_thread(windows)) is not None:
+                features, n_samples = window
+                samples += n_samples
+                encoding.append(asyncio.create_task(self._batcher.embed(features, n_samples)))
+            rows = await asyncio.gather(*encoding)
+        except BaseException as error:
+            for task in encoding:
+                task.cancel()
+            if isinstance(source, GrowingBuffer):
+                source.fail(
+                    error if isinstance(error, Exception) else ConnectionAbortedError("nobody listens any more")
+                )
+            raise
+        metrics.AUDIO_SECONDS.inc(samples / SAMPLE_RATE)
+        return Recording(torch.cat(rows).cpu(), samples / SAMPLE_RATE, len(rows))
+
+    async def _in_thread(self, windows: Iterator[tuple[Tensor, int]]) -> tuple[Tensor, int] | None:
+        context = copy_context()
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, lambda: context.run(lambda: next(windows, None))
+        )
+
+    def _windows(self, source: BinaryIO | GrowingBuffer) -> Iterator[tuple[Tensor, int]]:
+        """Yields features (n_mels, frames) and sample count of one window after the other; runs in a thread."""
+        chunks = decode(source, max_seconds=self._max_seconds)  # type: ignore[arg-type]
+        pending: list[np.ndarray] = []
+        while True:
+            with timeline.stage("decode"):
+                samples = _fill(chunks, pending)
+            if not len(samples):
+                return
+            with timeline.stage("features"):
+                features = self._embedder.features(torch.from_numpy(samples))
+            yield features, len(samples)
+
+    async def close(self) -> None:
+        """Stops the batcher and the threads."""
+        await self._batcher.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _fill(chunks: Iterator[np.ndarray], pending: list[np.ndarray]) -> np.ndarray:
+    """Takes chunks until a window is full or the recording ends; what is over stays in `pending`."""
+    length = sum(map(len, pending))
+    while length < N_SAMPLES and (chunk := next(chunks, None)) is not None:
+        pending.append(chunk)
+        length += len(chunk)
+    samples = np.concatenate(pending) if pending else np.empty(0, np.float32)
+    pending[:] = [samples[N_SAMPLES:]] if len(samples) > N_SAMPLES else []
+    return samples[:N_SAMPLES]

@@ -1,0 +1,93 @@
+"""Bringing a checkpoint up: from its name to everything that answers requests."""
+
+import asyncio
+import io
+import os
+import wave
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from models.checkpoint import Checkpoint, open_checkpoint
+from models.features import SAMPLE_RATE
+from service.chat import ChatService
+from service.engine import Engine
+from service.listener import Listener
+from service.settings import ModelSettings
+from service.speech import SpeechRequest, SpeechService
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Service:
+    """A model that is loaded and has answered a first request."""
+
+    checkpoint: Checkpoint
+    engine: Engine
+    listener: Listener
+    speech: SpeechService
+    chat: ChatService
+
+    async def close(self) -> None:
+        """Ends the encoder's threads and the engine's process."""
+        await self.listener.close()
+        await asyncio.to_thread(self.engine.close)
+
+
+async def load(settings: ModelSettings, name: str, progress: Progress) -> Service:
+    """Loads everything; `progress` hears of each step before it starts.
+
+    Raises CheckpointError where the checkpoint does not fit together, and whatever vLLM raises.
+    """
+    progress(f"Reading checkpoint {settings.model}")
+    checkpoint = await asyncio.to_thread(open_checkpoint, settings.model, settings.cache)
+    device = torch.device(
+        settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    )
+    torch.set_num_threads(settings.encoder_threads or max(1, (os.cpu_count() or 2) // 2))
+    progress(f"Loading encoder and adapter on {device}")
+    embedder = await asyncio.to_thread(checkpoint.load_embedder, torch.float32, device)
+    progress("Starting the vLLM engine")
+    blsp_format = checkpoint.config.prompt_format == "blsp"
+    engine = await asyncio.to_thread(
+        Engine.start, checkpoint.llm, settings.dtype, settings.vllm, drop_first_space=blsp_format
+    )
+    try:
+        embedder.to(engine.dtype)
+        listener = Listener(
+            embedder,
+            max_windows=settings.max_batch_windows,
+            max_seconds=settings.max_audio_seconds,
+            max_uploads=getattr(settings, "max_uploads", 1),
+        )
+        prompts = checkpoint.prompt_builder(engine.dtype)
+        parts = (engine, listener, prompts, name)
+        service = Service(checkpoint, engine, listener, SpeechService(*parts), ChatService(*parts))
+        progress("Warming up with a first request")
+        await _warm_up(service)
+    except BaseException:
+        engine.close()
+        raise
+    return service
+
+
+async def _warm_up(service: Service) -> None:
+    """Sends one second of noise all the way through."""
+    recording = await service.listener.hear(io.BytesIO(_noise()))
+    async for _ in service.speech.answer(SpeechRequest(max_tokens=2), recording):
+        pass
+    await service.engine.warm_up_logprobs()
+
+
+def _noise() -> bytes:
+    samples = np.random.default_rng(0).normal(0, 1000, SAMPLE_RATE).astype("<i2")
+    file = io.BytesIO()
+    with wave.open(file, "wb") as wav:
+        wav.setnchannels(1)
+        wav.setsampwidth(2)
+        wav.setframerate(SAMPLE_RATE)
+        wav.writeframes(samples.tobytes())
+    return file.getvalue()

@@ -1,0 +1,76 @@
+"""Every setting of the server, declared once: flag, environment variable `BLSP_…`, config file and help text come from here.
+
+A TOML config file is read where the environment variable BLSP_CONFIG names one.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic_settings import (
+    BaseSettings,
+    CliPositionalArg,
+    CliUnknownArgs,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+
+
+def default_cache() -> Path:
+    """Where converted checkpoints are kept: $XDG_CACHE_HOME/blsp, by default ~/.cache/blsp."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blsp"
+
+
+class ModelSettings(BaseSettings):
+    """What is loaded, and how."""
+
+    model_config = SettingsConfigDict(env_prefix="BLSP_", extra="forbid", protected_namespaces=())
+
+    model: CliPositionalArg[str] = Field(
+        description="folder or Hugging Face id of a checkpoint, in our layout or the official BLSP one"
+    )
+    dtype: Dtype = Field("auto", description="precision of encoder, adapter and LLM; auto: the LLM's own")
+    device: str = Field("auto", description="where the encoder runs, e.g. cuda:0; auto: the first GPU, else the CPU")
+    encoder_threads: int | None = Field(
+        None, ge=1, description="CPU threads of the encoder; default: half of the cores"
+    )
+    max_batch_windows: int = Field(16, ge=1, description="most 30 s windows that are encoded in one batch")
+    max_audio_seconds: float = Field(600.0, gt=0, description="longest audio of a request, seconds")
+    cache: Path = Field(default_factory=default_cache, description="folder for converted official checkpoints")
+    vllm: Annotated[list[str], CliUnknownArgs] = Field(
+        [], description="further options are vLLM's engine options, e.g. --max-model-len 4096"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags come before the environment, the environment before the config file."""
+        toml = TomlConfigSettingsSource(settings_cls, os.environ.get("BLSP_CONFIG"))
+        return init_settings, env_settings, toml
+
+
+class ServeSettings(ModelSettings):
+    """Serve a BLSP model over HTTP."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all interfaces")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on")
+    served_model_name: str | None = Field(
+        None, description="name of the model in the API; default: the last part of MODEL"
+    )
+    max_upload_bytes: int = Field(64 << 20, ge=1, description="largest request body, bytes")
+    max_uploads: int = Field(256, ge=1, description="recordings that are decoded at the same time; further ones wait")
+    drain_seconds: float = Field(30.0, ge=0, description="how long running streams may go on after SIGTERM")
+
+    def name(self) -> str:
+        """The model's name in the API."""
+        return self.served_model_name or Path(self.model).name

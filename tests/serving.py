@@ -1,0 +1,72 @@
+"""A real server for the end-to-end tests: `blsp serve` as its own process, with its own vLLM engine."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+BLSP = Path(sys.executable).with_name("blsp")
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@dataclass
+class Server:
+    """A running server; `log` grows while it runs."""
+
+    url: str
+    model: str
+    checkpoint: Path
+    process: subprocess.Popen[str]
+    log: list[str] = field(default_factory=list)
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=120)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of one sample on /metrics; 0 where it is not there yet."""
+        wanted = {f'{key}="{value}"' for key, value in labels.items()}
+        for line in httpx.get(f"{self.url}/metrics").text.splitlines():
+            sample, _, value = line.rpartition(" ")
+            head, _, rest = sample.partition("{")
+            if head == name and wanted <= set(rest.rstrip("}").split(",")) | {""} - {""}:
+                return float(value)
+        return 0.0
+
+
+@contextmanager
+def serve(checkpoint: Path, cache: Path, *options: str) -> Iterator[Server]:
+    """Starts a server on a free port and waits until it is ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [BLSP, "serve", checkpoint, "--port", str(port), "--dtype", "float32", "--cache", cache, *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+    server = Server(f"http://127.0.0.1:{port}", checkpoint.name, checkpoint, process)
+    assert process.stderr is not None
+    for line in process.stderr:
+        server.log.append(line)
+        if "Ready" in line:
+            break
+    else:
+        raise AssertionError(f"the server ended with {process.wait()}:\n{''.join(server.log)}")
+    drain = threading.Thread(target=server.log.extend, args=(process.stderr,))
+    drain.start()
+    try:
+        yield server
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+        drain.join(timeout=10)
+        process.stderr.close()
