@@ -102,9 +102,13 @@ def _fetch(name: str, revision: str | None, base: Path) -> Path:
     if (base / name).is_dir():
         return base / name
     try:
-        return Path(snapshot_download(name, revision=revision, ignore_patterns=["*.h5", "*.msgpack", "*.onnx", "*.gguf"]))
+        return Path(
+            snapshot_download(name, revision=revision, ignore_patterns=["*.h5", "*.msgpack", "*.onnx", "*.gguf"])
+        )
     except Exception as error:
-        raise CheckpointError(f"{name!r} is neither a folder here nor a Hugging Face model that can be reached: {error}") from error
+        raise CheckpointError(
+            f"{name!r} is neither a folder here nor a Hugging Face model that can be reached: {error}"
+        ) from error
 
 
 def _encoder_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -24,7 +24,9 @@ class AdapterSizes(BaseModel):
     @classmethod
     def _odd(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
         if any(size < 1 or size % 2 == 0 for size in sizes):
-            raise ValueError(f"kernel widths must be odd, not {sizes}: only then is the output length ceil(input length / 2)")
+            raise ValueError(
+                f"kernel widths must be odd, not {sizes}: only then is the output length ceil(input length / 2)"
+            )
         return sizes
 
 

@@ -23,7 +23,7 @@ TAIL_FRAMES = -(-(N_FFT // 2) // HOP_LENGTH)
 
 def split_windows(samples: Tensor) -> list[Tensor]:
     """Cuts a recording (samples,) into consecutive windows of at most 30 s; the last one is shorter."""
-    return list(samples.split(N_SAMPLES))
+    return list(torch.split(samples, N_SAMPLES))
 
 
 def n_frames(n_samples: int) -> int:

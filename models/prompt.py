@@ -7,6 +7,7 @@ is its embeddings.
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import dropwhile, takewhile
 from typing import Any, Literal
 
 import torch
@@ -126,12 +127,10 @@ def blsp_segments(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
 
 def _single_turn(tokenizer: PreTrainedTokenizerBase, message: Message) -> list[Segment]:
     """BOS, then the text before the speech in one piece with the prefix, then the other parts."""
-    parts = list(message.parts)
-    instruction = ""
-    while parts and isinstance(parts[0], str):
-        instruction += parts.pop(0)
+    instruction = "".join(takewhile(lambda part: isinstance(part, str), message.parts))  # type: ignore[arg-type]
+    rest = dropwhile(lambda part: isinstance(part, str), message.parts)
     prefix = [tokenizer.bos_token_id, *_encode(tokenizer, HUMAN + instruction)]
-    return [prefix, *(part if isinstance(part, Speech) else _encode(tokenizer, part) for part in parts)]
+    return [prefix, *(part if isinstance(part, Speech) else _encode(tokenizer, part) for part in rest)]
 
 
 def _fold_system(messages: Sequence[Message]) -> list[Message]:
@@ -167,7 +166,8 @@ def template_segments(
     """
     mark = f"<|speech-{uuid.uuid4().hex}|>"
     conversation = [
-        {"role": m.role, "content": "\n".join(mark if isinstance(p, Speech) else p for p in m.parts)} for m in messages
+        {"role": m.role, "content": "\n".join(mark if isinstance(p, Speech) else p for p in m.parts if p)}
+        for m in messages
     ]
     text: str = tokenizer.apply_chat_template(
         conversation, tools=tools, tokenize=False, **({"add_generation_prompt": True} | options)
@@ -175,7 +175,9 @@ def template_segments(
     speech = [part for message in messages for part in message.parts if isinstance(part, Speech)]
     texts = text.split(mark)
     if len(texts) != len(speech) + 1:
-        raise ValueError("the chat template drops or repeats a message that holds audio; put the audio into a user message")
+        raise ValueError(
+            "the chat template drops or repeats a message that holds audio; put the audio into a user message"
+        )
     segments: list[Segment] = [_encode(tokenizer, texts[0])]
     for piece, after in zip(speech, texts[1:], strict=True):
         segments += [piece, _encode(tokenizer, after)]

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import metrics, routes, timeline
 from service.body import MAX_FIELD_BYTES
-from service.errors import ApiError, InvalidRequest, Overloaded
+from service.errors import ApiError, InvalidRequest, Overloaded, UploadTooLarge
 from service.loading import Service
 from service.settings import ServeSettings
 
@@ -142,8 +142,10 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _http_error(_: Request, error: Exception) -> JSONResponse:
-    """404 and 405 of the router, in OpenAI's shape."""
+    """404 and 405 of the router and 413 of BodyLimit, in OpenAI's shape."""
     assert isinstance(error, HTTPException)
+    if error.status_code == UploadTooLarge.status:
+        return _respond(UploadTooLarge(str(error.detail)))
     refusal = InvalidRequest(str(error.detail))
     refusal.status = error.status_code
     refusal.code = HTTPStatus(error.status_code).name.lower()

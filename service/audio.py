@@ -52,8 +52,8 @@ EXPECTED = "Send WAV, FLAC, MP3, Ogg, WebM, MP4/M4A, AAC, AIFF, CAF or AMR."
 av.logging.set_level(None)  # ffmpeg's own messages go nowhere
 
 
-def decode(source: BinaryIO, *, max_seconds: float) -> Iterator[np.ndarray]:
-    """Decode the first audio track of `source` (bytes of a file, read from its start; may block while they arrive).
+def decode(source: BinaryIO | io.RawIOBase, *, max_seconds: float) -> Iterator[np.ndarray]:
+    """Decode the main audio track of `source` (bytes of a file, read from its start; may block while they arrive).
 
     Yields float32 arrays of shape (samples,), 16 kHz, full scale = 1.0, none empty. Integers are divided by their full
     scale, channels averaged. 16 kHz mono is passed on untouched.
@@ -84,7 +84,7 @@ def _chunks(reader: "_Reader", max_seconds: float) -> Iterator[np.ndarray]:
         for frame in _frames(container, stream, reader, tally):
             _check_shape(frame.sample_rate, frame.layout.nb_channels)
             tally.decoded += Fraction(frame.samples, frame.sample_rate)
-            if tally.decoded > Fraction(max_seconds):
+            if tally.decoded > max_seconds:
                 raise _too_long(max_seconds, declared)
             yield from resampler.push(frame)
         reader.check()
@@ -99,7 +99,7 @@ class _Reader:
     whole upload. So a file is seekable only where its container needs it.
     """
 
-    def __init__(self, source: BinaryIO) -> None:
+    def __init__(self, source: BinaryIO | io.RawIOBase) -> None:
         self._source = source
         self.error: Exception | None = None
         self.ended = False
@@ -123,7 +123,7 @@ class _Reader:
         if self.error is not None:
             return b""
         try:
-            data = self._source.read(size)
+            data = self._source.read(size) or b""
         except Exception as exc:
             self.error = exc
             return b""

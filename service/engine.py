@@ -97,8 +97,8 @@ class Engine:
         self.llm = llm
 
     @classmethod
-    def start(cls, model: Path, dtype: str, options: list[str], *, drop_first_space: bool) -> "Engine":
-        """Starts vLLM on the LLM in a folder; takes half a minute. `options` are vLLM's engine flags.
+    def start(cls, model: Path, name: str, dtype: str, options: list[str], *, drop_first_space: bool) -> "Engine":
+        """Starts vLLM on the LLM in the folder `model`, called `name` in its metrics; takes half a minute. `options` are vLLM's engine flags.
 
         Raises what vLLM raises; a flag that vLLM does not know is a SystemExit with its usage.
         """
@@ -107,7 +107,11 @@ class Engine:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser(prog="blsp serve MODEL"))
         parser.set_defaults(
-            model=str(model), dtype=dtype, enable_prompt_embeds=True, enforce_eager=not torch.cuda.is_available()
+            model=str(model),
+            served_model_name=[name],
+            dtype=dtype,
+            enable_prompt_embeds=True,
+            enforce_eager=not torch.cuda.is_available(),
         )
         args = AsyncEngineArgs.from_cli_args(parser.parse_args(options))
         args.enable_log_requests = False

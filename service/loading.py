@@ -53,7 +53,7 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
     progress("Starting the vLLM engine")
     blsp_format = checkpoint.config.prompt_format == "blsp"
     engine = await asyncio.to_thread(
-        Engine.start, checkpoint.llm, settings.dtype, settings.vllm, drop_first_space=blsp_format
+        Engine.start, checkpoint.llm, name, settings.dtype, settings.vllm, drop_first_space=blsp_format
     )
     try:
         embedder.to(engine.dtype)

@@ -112,4 +112,4 @@ class GrowingBuffer(io.RawIOBase):
 
     def _settled(self, needed: int | None) -> bool:
         """Nothing is left to wait for: `needed` bytes have arrived (None: never enough), or no more will."""
-        return self._finished or (needed is not None and len(self._data) >= needed)
+        return self._error is not None or self._finished or (needed is not None and len(self._data) >= needed)

@@ -6,12 +6,14 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 BLSP = Path(sys.executable).with_name("blsp")
 SHARED = Path(__file__).parents[2] / "shared"
@@ -24,6 +26,7 @@ class Server:
     url: str
     model: str
     checkpoint: Path
+    cache: Path
     process: subprocess.Popen[str]
     log: list[str] = field(default_factory=list)
 
@@ -32,13 +35,17 @@ class Server:
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of one sample on /metrics; 0 where it is not there yet."""
-        wanted = {f'{key}="{value}"' for key, value in labels.items()}
-        for line in httpx.get(f"{self.url}/metrics").text.splitlines():
-            sample, _, value = line.rpartition(" ")
-            head, _, rest = sample.partition("{")
-            if head == name and wanted <= set(rest.rstrip("}").split(",")) | {""} - {""}:
-                return float(value)
+        for family in text_string_to_metric_families(httpx.get(f"{self.url}/metrics").text):
+            for sample in family.samples:
+                if sample.name == name and labels.items() <= sample.labels.items():
+                    return float(sample.value)
         return 0.0
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Asks the server again and again until something has come about that it does by itself, a minute at most."""
+        end = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < end, "it has not come about"
 
 
 @contextmanager
@@ -53,7 +60,7 @@ def serve(checkpoint: Path, cache: Path, *options: str) -> Iterator[Server]:
         text=True,
         env=os.environ | {"COLUMNS": "200"},
     )
-    server = Server(f"http://127.0.0.1:{port}", checkpoint.name, checkpoint, process)
+    server = Server(f"http://127.0.0.1:{port}", checkpoint.name, checkpoint, cache, process)
     assert process.stderr is not None
     for line in process.stderr:
         server.log.append(line)

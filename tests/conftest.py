@@ -1,0 +1,26 @@
+"""Fixtures that several folders share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.official_checkpoint import make_official
+from tests.serving import Server, serve
+
+
+@pytest.fixture(scope="session")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint in the official layout, of other sizes than any default."""
+    folder = tmp_path_factory.mktemp("official") / "tiny"
+    make_official(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The one server, with the one engine, that all end-to-end tests use."""
+    with serve(
+        official, tmp_path_factory.mktemp("cache"), "--max-audio-seconds", "120", "--max-upload-bytes", "8000000"
+    ) as server:
+        yield server

@@ -1,0 +1,115 @@
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+import torch
+from torch import Tensor
+
+from service import timeline
+from service.batcher import Batcher, EncodingFailed
+from service.errors import Unavailable
+
+
+class Encoder:
+    """Stands in for the embedder: notes its batches, and waits at a gate while that is closed."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+
+    def __call__(self, features: Sequence[Tensor], n_samples: Sequence[int]) -> list[Tensor]:
+        self.batches.append([f.shape[1] for f in features])
+        self.entered.set()
+        assert self.gate.wait(20)
+        if any(f.isnan().any() for f in features):
+            raise RuntimeError("bad window")
+        return [f[:1].T * n for f, n in zip(features, n_samples, strict=True)]
+
+
+@asynccontextmanager
+async def batcher(encoder: Encoder, max_windows: int = 4) -> AsyncIterator[Batcher]:
+    batcher = Batcher(encoder, max_windows)
+    try:
+        yield batcher
+    finally:
+        encoder.gate.set()
+        await batcher.close()
+
+
+def window(frames: int, value: float = 1.0) -> Tensor:
+    return torch.full((2, frames), value)
+
+
+async def occupy(batcher: Batcher, encoder: Encoder) -> asyncio.Task[Tensor]:
+    """Holds the encoder with one window, so that what comes next gathers."""
+    encoder.gate.clear()
+    task = asyncio.create_task(batcher.embed(window(1), 1))
+    await asyncio.to_thread(encoder.entered.wait, 20)
+    return task
+
+
+async def test_gives_each_window_its_own_rows() -> None:
+    async with batcher(Encoder()) as b:
+        results = await asyncio.gather(*(b.embed(window(n, n), 10 * n) for n in (3, 1, 2)))
+    assert [(len(rows), rows[0].item()) for rows in results] == [(3, 90.0), (1, 10.0), (2, 40.0)]
+
+
+async def test_batches_windows_of_similar_length_and_the_oldest_first() -> None:
+    encoder = Encoder()
+    async with batcher(encoder, max_windows=2) as b:
+        first = await occupy(b, encoder)
+        rest = [asyncio.create_task(b.embed(window(n), 1)) for n in (100, 10, 101, 11)]
+        await asyncio.sleep(0)
+        encoder.gate.set()
+        await asyncio.gather(first, *rest)
+    assert encoder.batches == [[1], [100, 101], [10, 11]]
+
+
+async def test_a_bad_window_costs_nobody_else() -> None:
+    encoder = Encoder()
+    async with batcher(encoder) as b:
+        first = await occupy(b, encoder)
+        rest = [asyncio.create_task(b.embed(window(5, value), 1)) for value in (1.0, float("nan"), 2.0)]
+        await asyncio.sleep(0)
+        encoder.gate.set()
+        results = await asyncio.gather(first, *rest, return_exceptions=True)
+    assert isinstance(results[2], EncodingFailed)
+    assert [len(rows) for i, rows in enumerate(results) if i != 2] == [1, 5, 5]  # type: ignore[arg-type]
+
+
+async def test_departed_clients_are_not_encoded() -> None:
+    encoder = Encoder()
+    async with batcher(encoder) as b:
+        first = await occupy(b, encoder)
+        gone, stays = (asyncio.create_task(b.embed(window(n), 1)) for n in (7, 8))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        encoder.gate.set()
+        await asyncio.gather(first, stays)
+    assert encoder.batches == [[1], [8]]
+
+
+async def test_closing_releases_whoever_waits() -> None:
+    encoder = Encoder()
+    b = Batcher(encoder, 1)
+    first = await occupy(b, encoder)
+    waiting = asyncio.create_task(b.embed(window(3), 1))
+    await asyncio.sleep(0)
+    encoder.gate.set()
+    await b.close()
+    assert isinstance((await asyncio.gather(waiting, return_exceptions=True))[0], Unavailable)
+    first.cancel()
+    with pytest.raises(Unavailable):
+        await b.embed(window(1), 1)
+
+
+async def test_books_queue_and_encode_on_the_request_that_asked() -> None:
+    async with batcher(Encoder()) as b:
+        times = timeline.begin()
+        await b.embed(window(3), 1)
+    assert times.stages.keys() == {"queue", "encode"}

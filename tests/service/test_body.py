@@ -1,0 +1,101 @@
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.body import Fields, read_body
+from service.errors import InvalidRequest, UploadTooLarge
+from service.upload import GrowingBuffer
+
+
+async def pieces(body: bytes, size: int) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), size):
+        yield body[start : start + size]
+
+
+async def read(body: bytes, content_type: str, size: int = 1 << 20, limit: int = 1 << 24) -> tuple[Fields, bytes]:
+    file = GrowingBuffer(limit)
+    fields = await read_body(pieces(body, size), content_type, file)
+    return fields, file.read()
+
+
+def form(file: bytes | None, fields: dict[str, str | list[str]]) -> tuple[bytes, str]:
+    """A form as a real client sends it."""
+    files = {"file": ("a.wav", file)} if file is not None else {"other": ("x", b"x")}
+    request = httpx.Request("POST", "http://test", data=fields, files=files)
+    return request.read(), request.headers["content-type"]
+
+
+@given(
+    st.binary(max_size=2000),
+    st.dictionaries(st.sampled_from(["instruction", "stop", "model"]), st.text(max_size=50)),
+    st.integers(1, 700),
+)
+async def test_any_form_in_pieces_of_any_size_gives_file_and_fields(
+    file: bytes, fields: dict[str, str], size: int
+) -> None:
+    body, content_type = form(file, dict(fields))
+    assert await read(body, content_type, size) == ({name: [value] for name, value in fields.items()}, file)
+
+
+async def test_a_repeated_field_keeps_all_its_values() -> None:
+    body, content_type = form(b"x", {"stop": ["a", "b"]})
+    assert (await read(body, content_type))[0] == {"stop": ["a", "b"]}
+
+
+@pytest.mark.parametrize("content_type", ["audio/wav", "", "application/x-www-form-urlencoded"])
+async def test_a_body_that_is_no_form_is_audio(content_type: str) -> None:
+    assert await read(b"RIFF...", content_type, size=3) == ({}, b"RIFF...")
+
+
+@given(st.binary(max_size=300))
+async def test_garbage_in_a_form_is_refused(garbage: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        await read(garbage, "multipart/form-data; boundary=b")
+
+
+async def test_a_form_cut_short_is_refused() -> None:
+    body, content_type = form(b"x" * 100, {"instruction": "hi"})
+    with pytest.raises(InvalidRequest, match="closing boundary"):
+        await read(body[:-10], content_type)
+
+
+async def test_a_form_without_file_names_the_field() -> None:
+    body, content_type = form(None, {"instruction": "hi"})
+    with pytest.raises(InvalidRequest) as error:
+        await read(body, content_type)
+    assert error.value.param == "file"
+
+
+async def test_a_form_without_boundary_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="boundary"):
+        await read(b"x", "multipart/form-data")
+
+
+async def test_two_files_are_refused() -> None:
+    request = httpx.Request("POST", "http://test", files=[("file", b"a"), ("file", b"b")])
+    with pytest.raises(InvalidRequest, match="two parts"):
+        await read(request.read(), request.headers["content-type"])
+
+
+async def test_a_file_over_the_limit_is_refused_and_the_rest_is_read() -> None:
+    body, content_type = form(b"x" * 5000, {})
+    left = pieces(body, 100)
+    with pytest.raises(UploadTooLarge):
+        await read_body(left, content_type, GrowingBuffer(1000))
+    assert [piece async for piece in left] == []
+
+
+async def test_a_field_over_the_limit_is_refused() -> None:
+    body, content_type = form(b"x", {"instruction": "x" * (1 << 21)})
+    with pytest.raises(UploadTooLarge) as error:
+        await read(body, content_type)
+    assert error.value.param == "instruction"
+
+
+async def test_a_field_that_is_not_utf8_is_refused() -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="instruction"\r\n\r\n\xff\xfe\r\n--b--\r\n'
+    with pytest.raises(InvalidRequest, match="UTF-8"):
+        await read(body, "multipart/form-data; boundary=b")
