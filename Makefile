@@ -43,6 +43,9 @@ check: .venv/bin/blsp ## Lint, formatting, types and the rules of which part may
 test: .venv/bin/blsp ## Run all tests, the end-to-end ones against a real vLLM engine.
 	.venv/bin/pytest
 
+bench: .venv/bin/blsp ## Measure start-up, memory and latency under load; writes benchmarks/RESULTS.md.
+	.venv/bin/python benchmarks/serving.py
+
 lock: ## Pin every dependency with hashes into requirements.lock; needs torch's CPU wheel (UV_FIND_LINKS or UV_EXTRA_INDEX_URL).
 	deploy/lock.sh > requirements.lock.new
 	mv requirements.lock.new requirements.lock

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prints requirements.lock: the dependencies of every group but gpu, with the hashes of all their files and no index address.
 # torchvision, torchaudio and torchcodec are left out: their CUDA builds break `import transformers` beside torch's CPU wheel,
-# and nothing here needs them. torch comes first and carries the hashes of both its CPU and its plain wheels (see `make setup`).
+# and nothing here needs them; nor triton, which has no CPU backend. torch comes first and carries the hashes of both its CPU and its plain wheels (see `make setup`).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
@@ -9,7 +9,7 @@ trap 'rm -rf "$work"' EXIT
 compile=("${UV:-.venv/bin/uv}" pip compile --quiet --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links
   --no-annotate --no-header)
 
-for unwanted in torchvision torchaudio torchcodec; do echo "$unwanted; sys_platform == 'never'"; done > "$work/overrides"
+for unwanted in torchvision torchaudio torchcodec triton; do echo "$unwanted; sys_platform == 'never'"; done > "$work/overrides"
 echo "torch==2.13.0+cpu" > "$work/cpu.in"
 echo "torch==2.13.0" > "$work/plain.in"
 env --unset=UV_FIND_LINKS --unset=UV_EXTRA_INDEX_URL "${compile[@]}" --no-deps "$work/plain.in" > "$work/plain"

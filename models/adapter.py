@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import AdapterSizes
-from models.encoder import length_mask
+from models.encoder import convolve
 
 
 class Subsampler(nn.Module):
@@ -30,17 +30,12 @@ class Subsampler(nn.Module):
             length = (length - 1) // 2 + 1
         return length
 
-    def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
-        """states (batch, length, in_dim), of which `lengths` (batch,) are real -> (batch, output_length(length), out_dim).
-
-        What stands behind an item's real length is taken for zero at every layer, as if the item were alone.
-        """
-        x = states.transpose(1, 2)  # (batch, in_dim, length)
+    def forward(self, items: Sequence[Tensor]) -> list[Tensor]:
+        """Items (length_i, in_dim) -> (output_length(length_i), out_dim), each as if it were alone."""
         for conv in self.conv_layers:
-            x = x * length_mask(lengths, x.shape[-1])[:, None]
-            x = F.glu(conv(x), dim=1)
-            lengths = (lengths - 1) // 2 + 1
-        return x.transpose(1, 2)
+            assert isinstance(conv, nn.Conv1d)
+            items = [F.glu(x, dim=-1) for x in convolve(conv, items)]
+        return list(items)
 
 
 class Bottleneck(nn.Module):
@@ -67,10 +62,6 @@ class ModalityAdapter(nn.Module):
 
     def forward(self, states: Tensor, lengths: Tensor) -> list[Tensor]:
         """Encoder states (batch, length, encoder_dim) with `lengths` (batch,) real positions each -> a list of (n_i, llm_dim)."""
-        x = self.speech_ln(self.adapter(self.subsampler(states, lengths)))  # (batch, n, llm_dim)
-        return [item[: self.subsampler.output_length(n)] for item, n in zip(x, lengths.tolist(), strict=True)]
-
-    @torch.no_grad()
-    def mean_norm(self) -> float:
-        """The expected Euclidean norm of a speech embedding, from the layer norm's gain and bias."""
-        return float((self.speech_ln.weight.square().sum() + self.speech_ln.bias.square().sum()).sqrt())
+        items = self.subsampler([item[:n] for item, n in zip(states, lengths.tolist(), strict=True)])  # (n_i, llm_dim)
+        x = self.speech_ln(self.adapter(torch.cat(items)))  # (total, llm_dim)
+        return list(x.split([len(item) for item in items]))

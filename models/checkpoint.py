@@ -88,13 +88,12 @@ def open_checkpoint(name: str, cache: Path) -> Checkpoint:
         raise CheckpointError(f"{folder}: no config.json; this is not a BLSP checkpoint") from error
     except ValidationError as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
-    return Checkpoint(
-        name=name,
-        config=config,
-        folder=folder,
-        encoder=_fetch(config.encoder, config.encoder_revision, folder),
-        llm=_fetch(config.llm, config.llm_revision, folder),
-    )
+    encoder = _fetch(config.encoder, config.encoder_revision, folder)
+    llm = _fetch(config.llm, config.llm_revision, folder)
+    for part in (encoder, llm):
+        if not (part / "config.json").exists():
+            raise CheckpointError(f"{part}: no config.json")
+    return Checkpoint(name, config, folder, encoder, llm)
 
 
 def _fetch(name: str, revision: str | None, base: Path) -> Path:

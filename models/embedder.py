@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from models.adapter import ModalityAdapter
 from models.config import PaddingPolicy
 from models.encoder import WhisperEncoder, encoder_length
-from models.features import N_FRAMES, log_mel, n_frames
+from models.features import log_mel, n_frames
 
 
 class Embedder(nn.Module):
@@ -46,7 +46,7 @@ class Embedder(nn.Module):
         """Features of a batch to encoder states (batch, length, d_model), real up to each window's `encoder_length`."""
         frames = torch.tensor([f.shape[1] for f in features])
         batch = nn.utils.rnn.pad_sequence([f.T for f in features], batch_first=True).transpose(1, 2)
-        states: Tensor = self.encoder(batch.to(self.dtype), frames.to(self.device))
+        states: Tensor = self.encoder(batch.to(self.dtype), frames)
         return states
 
     @torch.inference_mode()
@@ -58,6 +58,6 @@ class Embedder(nn.Module):
     def embed_features(self, features: Sequence[Tensor], n_samples: Sequence[int]) -> list[Tensor]:
         """As `embed`, for features that are ready."""
         states = self.encode(features)
-        lengths = torch.tensor([encoder_length(min(n_frames(n), N_FRAMES)) for n in n_samples], device=self.device)
-        rows: list[Tensor] = self.adapter(states[:, : int(lengths.max())], lengths)
+        lengths = torch.tensor([encoder_length(n_frames(n)) for n in n_samples])
+        rows: list[Tensor] = self.adapter(states, lengths)
         return rows

@@ -1,8 +1,11 @@
 """The Whisper encoder, for windows of any length.
 
-Parameter names are those of transformers' WhisperEncoder, so its weights load as they are. What differs is the forward pass: windows of
-different lengths share a batch, and each gets what it would get alone (Whisper itself always sees 30 s).
+Parameter names are those of transformers' WhisperEncoder, so its weights load as they are. What differs is the forward pass: the real
+positions of all windows are packed after each other, so that windows of different lengths share every matrix product, no work is spent
+on padding, and each window gets what it would get alone (Whisper itself always sees 30 s).
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +18,23 @@ def encoder_length(frames: int) -> int:
     return (frames - 1) // 2 + 1
 
 
-def length_mask(lengths: Tensor, width: int) -> Tensor:
-    """(batch,) lengths -> bool (batch, width), True on the real positions."""
-    return torch.arange(width, device=lengths.device) < lengths[:, None]
+def convolve(conv: nn.Conv1d, items: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """A convolution over items of different lengths, (length_i, in) -> (length'_i, out), as one matrix product.
+
+    Each item has zeros at both ends, as if it were alone. On CPUs this is as fast as a batched convolution, and unlike it gives the same
+    bits whatever else is in the batch.
+    """
+    (width,), (stride,), (padding,) = conv.kernel_size, conv.stride, conv.padding
+    assert isinstance(padding, int)
+    rows = [
+        F.pad(x, (0, 0, padding, padding)).unfold(0, width, stride).flatten(1) for x in items
+    ]  # (length'_i, in * width)
+    y = F.linear(torch.cat(rows), conv.weight.flatten(1), conv.bias)  # (total, out)
+    return y.split([len(row) for row in rows])
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over all real positions; the key projection has no bias (Radford et al. 2022)."""
+    """Multi-head self-attention within each window; the key projection has no bias (Radford et al. 2022)."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -31,14 +44,20 @@ class SelfAttention(nn.Module):
         self.q_proj = nn.Linear(dim, dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x (batch, length, dim), mask bool (batch, 1, 1, length) -> (batch, length, dim)."""
-        q, k, v = (
-            proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, length, dim / heads)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out_proj(y.transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, lengths: list[int]) -> Tensor:
+        """x (total, dim), the positions of windows of `lengths` after each other -> (total, dim)."""
+        q, k, v = (proj(x).unflatten(-1, (self.heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if len(set(lengths)) == 1:
+            y = self._attend(*(t.unflatten(0, (len(lengths), -1)) for t in (q, k, v))).flatten(0, 1)
+        else:
+            windows = zip(*(t.split(lengths) for t in (q, k, v)), strict=True)
+            y = torch.cat([self._attend(*window) for window in windows])
+        return self.out_proj(y)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Three of (..., length, heads, dim / heads) -> (..., length, dim)."""
+        y = F.scaled_dot_product_attention(q.transpose(-3, -2), k.transpose(-3, -2), v.transpose(-3, -2))
+        return y.transpose(-3, -2).flatten(-2)
 
 
 class EncoderLayer(nn.Module):
@@ -52,9 +71,9 @@ class EncoderLayer(nn.Module):
         self.fc2 = nn.Linear(ffn_dim, dim)
         self.final_layer_norm = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x (batch, length, dim) -> the same shape."""
-        x = x + self.self_attn(self.self_attn_layer_norm(x), mask)
+    def forward(self, x: Tensor, lengths: list[int]) -> Tensor:
+        """x (total, dim) -> the same shape."""
+        x = x + self.self_attn(self.self_attn_layer_norm(x), lengths)
         return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
 
 
@@ -77,15 +96,14 @@ class WhisperEncoder(nn.Module):
     def forward(self, features: Tensor, frames: Tensor) -> Tensor:
         """Encodes a batch of windows.
 
-        features (batch, n_mels, T) hold `frames` (batch,) real frames each, zeros after them. Returns (batch, (T - 1) // 2 + 1, d_model),
-        of which the first `encoder_length(frames)` positions of each window are real; the rest is undefined.
+        features (batch, n_mels, T) hold `frames` (batch,) real frames each. Returns (batch, longest, d_model), of which the first
+        `encoder_length(frames)` positions of each window are real, the rest zero.
         """
-        x = F.gelu(self.conv1(features))  # (batch, dim, T)
-        if ragged := bool((frames < features.shape[-1]).any()):
-            x = x * length_mask(frames, x.shape[-1])[:, None]
-        x = F.gelu(self.conv2(x)).transpose(1, 2)  # (batch, length, dim)
-        x = x + self.embed_positions.weight[: x.shape[1]]
-        mask = length_mask((frames - 1) // 2 + 1, x.shape[1])[:, None, None] if ragged else None
+        items: Sequence[Tensor] = [f[:, :n].T for f, n in zip(features, frames.tolist(), strict=True)]
+        for conv in (self.conv1, self.conv2):
+            items = [F.gelu(x) for x in convolve(conv, items)]  # (length_i, dim)
+        lengths = [len(x) for x in items]
+        x = torch.cat([x + self.embed_positions.weight[: len(x)] for x in items])  # (total, dim)
         for layer in self.layers:
-            x = layer(x, mask)
-        return self.layer_norm(x)
+            x = layer(x, lengths)
+        return nn.utils.rnn.pad_sequence(self.layer_norm(x).split(lengths), batch_first=True)

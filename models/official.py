@@ -6,13 +6,14 @@ whisper_model., llama_model., subsampler., speech_ln. and adapter.
 
 import hashlib
 import json
-import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, WhisperConfig
@@ -41,12 +42,18 @@ def is_official(folder: Path) -> bool:
 def cached_import(source: Path, cache: Path) -> Path:
     """The converted checkpoint in `cache`, made now if it is not there; other files, or newer ones, give another entry."""
     stamp = hashlib.sha256()
-    for file in [source / "config.json", *weight_files(source)]:
+    for file in [source / "config.json", source / "tokenizer.model", *weight_files(source)]:
+        if not file.exists():
+            raise CheckpointError(f"{file} is missing")
         stat = file.stat()
         stamp.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     target = cache / f"{source.resolve().name}-{stamp.hexdigest()[:16]}"
     if not (target / "config.json").exists():
-        import_official(source, target)
+        try:
+            import_official(source, target)
+        except OSError:
+            if not (target / "config.json").exists():  # else another process was done first
+                raise
     return target
 
 
@@ -56,23 +63,36 @@ def import_official(source: Path, target: Path, progress: Progress = lambda _: N
     Holds about 1 GiB of weights in memory, however large the checkpoint is. `progress` gets the name of each tensor. `target` appears
     when everything is written. Raises CheckpointError where a tensor is missing, unexpected, of another shape, or not finite.
     """
-    config = json.loads((source / "config.json").read_bytes())
-    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+    encoder_config, llm_config, sizes = _read_config(source / "config.json")
+    tokenizer = from_sentencepiece(source / "tokenizer.model")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.partial-", dir=target.parent))
     try:
-        encoder_config = WhisperConfig(**config["whisper_config"])
-        llm_config = LlamaConfig(**config["llama_config"])
-        kernels = tuple(int(size) for size in str(config["conv_kernel_sizes"]).split(","))
-        sizes = AdapterSizes(conv_kernel_sizes=kernels, inner_dim=config["adapter_inner_dim"])
         _split_weights(source, partial, _expected_shapes(encoder_config, llm_config, sizes), progress)
         encoder_config.save_pretrained(partial / "encoder")
         llm_config.save_pretrained(partial / "llm")
         _write_generation_config(llm_config, partial / "llm")
-        from_sentencepiece(source / "tokenizer.model").save_pretrained(partial / "llm")
+        tokenizer.save_pretrained(partial / "llm")
         BlspConfig(adapter=sizes, prompt_format="blsp", padding="30s").write(partial)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.chmod(0o755)
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _read_config(file: Path) -> tuple[WhisperConfig, LlamaConfig, AdapterSizes]:
+    """The sizes of all parts, or CheckpointError that names the field."""
+    try:
+        config = json.loads(file.read_bytes())
+        kernels = str(config["conv_kernel_sizes"]).split(",")
+        sizes = {"conv_kernel_sizes": kernels, "inner_dim": config["adapter_inner_dim"]}
+        return (
+            WhisperConfig(**config["whisper_config"]),
+            LlamaConfig(**config["llama_config"]),
+            AdapterSizes.model_validate(sizes),
+        )
+    except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        raise CheckpointError(f"{file}: {type(error).__name__}: {error}") from error
 
 
 def _expected_shapes(encoder: WhisperConfig, llm: LlamaConfig, sizes: AdapterSizes) -> dict[str, torch.Size]:

@@ -135,10 +135,11 @@ def _single_turn(tokenizer: PreTrainedTokenizerBase, message: Message) -> list[S
 
 def _fold_system(messages: Sequence[Message]) -> list[Message]:
     """The blsp format has no system turn: its text goes, with a line break, in front of the first user message."""
-    system = [_text(message) for message in messages if message.role == "system"]
+    system = "".join(_text(message) + "\n" for message in messages if message.role == "system")
     turns = [message for message in messages if message.role != "system"]
-    if system and turns and turns[0].role == "user":
-        turns[0] = Message("user", ["\n".join([*system, ""]), *turns[0].parts])
+    first = next((i for i, message in enumerate(turns) if message.role == "user"), None)
+    if system and first is not None:
+        turns[first] = Message("user", [system, *turns[first].parts])
     return turns
 
 

@@ -7,10 +7,13 @@ space in front, spaces become "▁", unknown characters become bytes.
 
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import SentencePieceExtractor
+
+from models.weights import CheckpointError
 
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"
 
@@ -18,12 +21,15 @@ UNK, BOS, EOS = "<unk>", "<s>", "</s>"
 def from_sentencepiece(model: Path) -> PreTrainedTokenizerFast:
     """Turns a SentencePiece BPE model with byte fallback, as Llama's, into a fast tokenizer that puts BOS first.
 
-    Raises ValueError where the model is of another kind.
+    Raises CheckpointError where the file is missing, damaged, or a model of another kind.
     """
-    extractor = SentencePieceExtractor(str(model))
+    try:
+        extractor = SentencePieceExtractor(str(model))
+    except (OSError, DecodeError) as error:
+        raise CheckpointError(f"{model}: can't be read as a SentencePiece model: {error}") from error
     kind = extractor.proto.trainer_spec
     if kind.model_type != kind.BPE or not kind.byte_fallback:
-        raise ValueError(f"{model}: only SentencePiece BPE models with byte fallback can be converted")
+        raise CheckpointError(f"{model}: only SentencePiece BPE models with byte fallback can be converted")
     parts = extractor.extract(BPE)
     tokenizer = Tokenizer(BPE(parts["vocab"], parts["merges"], unk_token=UNK, fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

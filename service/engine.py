@@ -63,6 +63,9 @@ class BlspLLM(AsyncLLM):
 
     drop_first_space = False
 
+    def __del__(self) -> None:
+        """Engine.close has ended the processes; vLLM's own finalizer would try again and fail while Python exits."""
+
     async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
         """As AsyncLLM.generate."""
         times = timeline.get()
@@ -98,11 +101,12 @@ class Engine:
 
     @classmethod
     def start(cls, model: Path, name: str, dtype: str, options: list[str], *, drop_first_space: bool) -> "Engine":
-        """Starts vLLM on the LLM in the folder `model`, called `name` in its metrics; takes half a minute. `options` are vLLM's engine flags.
+        """Starts vLLM on the LLM in the folder `model`, called `name` in its metrics; takes half a minute.
 
-        Raises what vLLM raises; a flag that vLLM does not know is a SystemExit with its usage.
+        `options` are vLLM's engine flags. Raises what vLLM raises; a flag that it does not know is a SystemExit with its usage.
         """
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the engine's processes
         if not torch.cuda.is_available():
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser(prog="blsp serve MODEL"))
@@ -181,9 +185,11 @@ class Engine:
         except EngineDeadError as error:
             raise as_api_error(error) from error
 
-    def close(self) -> None:
-        """Ends the engine's process."""
-        self.llm.shutdown()
+    async def close(self) -> None:
+        """Ends the engine's processes."""
+        if self.llm.output_handler is not None:
+            self.llm.output_handler.cancel()  # else it reports the engine's end as an error
+        await asyncio.to_thread(self.llm.shutdown)
 
 
 def as_api_error(error: Exception) -> ApiError:

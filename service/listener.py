@@ -71,7 +71,7 @@ class Listener:
 
     def _windows(self, source: BinaryIO | GrowingBuffer) -> Iterator[tuple[Tensor, int]]:
         """Yields features (n_mels, frames) and sample count of one window after the other; runs in a thread."""
-        chunks = decode(source, max_seconds=self._max_seconds)  # type: ignore[arg-type]
+        chunks = decode(source, max_seconds=self._max_seconds)
         pending: list[np.ndarray] = []
         while True:
             with timeline.stage("decode"):

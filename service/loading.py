@@ -34,7 +34,7 @@ class Service:
     async def close(self) -> None:
         """Ends the encoder's threads and the engine's process."""
         await self.listener.close()
-        await asyncio.to_thread(self.engine.close)
+        await self.engine.close()
 
 
 async def load(settings: ModelSettings, name: str, progress: Progress) -> Service:
@@ -61,7 +61,7 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
             embedder,
             max_windows=settings.max_batch_windows,
             max_seconds=settings.max_audio_seconds,
-            max_uploads=getattr(settings, "max_uploads", 1),
+            max_uploads=settings.max_uploads,
         )
         prompts = checkpoint.prompt_builder(engine.dtype)
         parts = (engine, listener, prompts, name)
@@ -69,7 +69,7 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
         progress("Warming up with a first request")
         await _warm_up(service)
     except BaseException:
-        engine.close()
+        await engine.close()
         raise
     return service
 

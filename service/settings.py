@@ -40,6 +40,7 @@ class ModelSettings(BaseSettings):
     )
     max_batch_windows: int = Field(16, ge=1, description="most 30 s windows that are encoded in one batch")
     max_audio_seconds: float = Field(600.0, gt=0, description="longest audio of a request, seconds")
+    max_uploads: int = Field(256, ge=1, description="recordings that are decoded at the same time; further ones wait")
     cache: Path = Field(default_factory=default_cache, description="folder for converted official checkpoints")
     vllm: Annotated[list[str], CliUnknownArgs] = Field(
         [], description="further options are vLLM's engine options, e.g. --max-model-len 4096"
@@ -68,7 +69,6 @@ class ServeSettings(ModelSettings):
         None, description="name of the model in the API; default: the last part of MODEL"
     )
     max_upload_bytes: int = Field(64 << 20, ge=1, description="largest request body, bytes")
-    max_uploads: int = Field(256, ge=1, description="recordings that are decoded at the same time; further ones wait")
     drain_seconds: float = Field(30.0, ge=0, description="how long running streams may go on after SIGTERM")
 
     def name(self) -> str:

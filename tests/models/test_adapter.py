@@ -1,0 +1,48 @@
+"""The adapter: lengths, and items in a batch as if alone."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.adapter import ModalityAdapter
+from models.config import AdapterSizes
+from models.embedder import Embedder
+
+LENGTHS = [1, 2, 7, 8, 9, 375, 400]
+
+
+@pytest.fixture(scope="module")
+def adapter(embedder: Embedder) -> ModalityAdapter:
+    return embedder.adapter
+
+
+def states(length: int) -> Tensor:
+    return torch.randn(1, length, 48, generator=torch.Generator().manual_seed(length))
+
+
+@pytest.mark.parametrize("kernels", [(1,), (3,), (5, 5, 5), (5, 3, 7), (1, 9)])
+def test_output_length_is_what_the_convolutions_give(kernels: tuple[int, ...]) -> None:
+    adapter = ModalityAdapter(4, 6, AdapterSizes(conv_kernel_sizes=kernels))
+    for length in [*range(1, 40), 1500]:
+        [rows] = adapter(torch.zeros(1, length, 4), torch.tensor([length]))
+        assert rows.shape == (adapter.subsampler.output_length(length), 6)
+        layers = torch.zeros(1, 4, length)
+        for conv in adapter.subsampler.conv_layers:
+            layers = F.glu(conv(layers), dim=1)
+        assert layers.shape[-1] == len(rows)
+
+
+def test_30_seconds_are_188_rows(adapter: ModalityAdapter) -> None:
+    assert adapter.subsampler.output_length(1500) == 188
+
+
+@torch.no_grad()
+def test_an_item_in_a_batch_is_as_alone_whatever_stands_behind_it(adapter: ModalityAdapter) -> None:
+    batch = 100 * torch.randn(len(LENGTHS), max(LENGTHS), 48)
+    for item, length in zip(batch, LENGTHS, strict=True):
+        item[:length] = states(length)[0]
+    together = adapter(batch, torch.tensor(LENGTHS))
+    for rows, length in zip(together, LENGTHS, strict=True):
+        alone = adapter(states(length), torch.tensor([length]))[0]
+        torch.testing.assert_close(rows, alone, atol=1e-5, rtol=0)

@@ -1,0 +1,218 @@
+"""Prompts: the official ids, and speech rows where speech is."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from models.prompt import ASSISTANT, HUMAN, Message, Prompt, PromptBuilder, Speech
+from models.random_init import byte_tokenizer
+
+DIM = 8
+Encode = Callable[[str], list[int]]
+
+
+def speech(length: int) -> Speech:
+    """Rows without a zero."""
+    return Speech(1 + torch.rand(length, DIM))
+
+
+A, B = speech(3), speech(5)
+
+
+@pytest.fixture(scope="module")
+def builder(tokenizer: PreTrainedTokenizerBase) -> PromptBuilder:
+    return PromptBuilder(tokenizer, "blsp", DIM)
+
+
+@pytest.fixture(scope="module")
+def template() -> PromptBuilder:
+    return PromptBuilder(byte_tokenizer(300), "chat-template", DIM)
+
+
+def user(*parts: str | Speech) -> Message:
+    return Message("user", parts)
+
+
+def assistant(*parts: str | Speech) -> Message:
+    return Message("assistant", parts)
+
+
+def system(*parts: str | Speech) -> Message:
+    return Message("system", parts)
+
+
+def assert_prompt(prompt: Prompt, *segments: list[int] | Speech) -> None:
+    """The prompt is these segments: ids and zero rows for text, zero ids and its own rows for speech."""
+    ids: list[int] = []
+    is_token: list[bool] = []
+    rows: list[Tensor] = []
+    for segment in segments:
+        text = isinstance(segment, list)
+        length = len(segment if text else segment.rows)
+        ids += segment if text else [0] * length
+        is_token += [text] * length
+        rows.append(torch.zeros(length, DIM) if text else segment.rows)
+    assert prompt.token_ids == ids
+    assert prompt.is_token == is_token
+    assert torch.equal(prompt.rows, torch.cat(rows))
+    assert prompt.speech_tokens == is_token.count(False)
+
+
+class TestOneUserMessage:
+    """The form of generate.py: the instruction is tokenized together with what stands in front of it."""
+
+    @pytest.mark.parametrize("text", ["", "Hello", " Hello", "请用中文回答问题。", "two  spaces ", "</s>###[Human]:"])
+    def test_instruction_and_speech(self, builder: PromptBuilder, reference_ids: Encode, text: str) -> None:
+        prefix = [1, *reference_ids("###[Human]:" + text)]
+        suffix = reference_ids("\n\n\n###[Assistant]:")
+        assert_prompt(builder.build([user(text, A)]), prefix, A, suffix)
+
+    def test_text_only(self, builder: PromptBuilder, reference_ids: Encode) -> None:
+        prompt = builder.build([user("Why is the sky blue?")])
+        assert_prompt(prompt, [1, *reference_ids(HUMAN + "Why is the sky blue?"), *reference_ids(ASSISTANT)])
+
+    def test_speech_only(self, builder: PromptBuilder, reference_ids: Encode) -> None:
+        assert_prompt(builder.build([user(A)]), [1, *reference_ids(HUMAN)], A, reference_ids(ASSISTANT))
+
+    def test_texts_before_the_speech_are_one(self, builder: PromptBuilder) -> None:
+        assert builder.build([user("He", "llo", A)]).token_ids == builder.build([user("Hello", A)]).token_ids
+
+    def test_several_pieces_of_speech_in_order(self, builder: PromptBuilder, reference_ids: Encode) -> None:
+        prompt = builder.build([user("Compare", A, B, "with", A, "please")])
+        assert_prompt(
+            prompt,
+            [1, *reference_ids(HUMAN + "Compare")],
+            A,
+            B,
+            reference_ids("with"),
+            A,
+            reference_ids("please") + reference_ids(ASSISTANT),
+        )
+
+    def test_system_messages_stand_in_front(self, builder: PromptBuilder, reference_ids: Encode) -> None:
+        prompt = builder.build([system("Be brief."), system("Be kind."), user("Hello", A)])
+        assert_prompt(prompt, [1, *reference_ids(HUMAN + "Be brief.\nBe kind.\nHello")], A, reference_ids(ASSISTANT))
+
+
+class TestConversation:
+    """The form of chat_demo.py: every piece of text is tokenized on its own."""
+
+    def test_text_and_speech(self, builder: PromptBuilder, reference_ids: Encode) -> None:
+        prompt = builder.build([user("Listen.", A), assistant("Good", "bye"), user(B, "and?")])
+        human, suffix = reference_ids("###[Human]:"), reference_ids("\n\n\n###[Assistant]:")
+        reply = reference_ids("Goodbye\n\n\n")
+        assert_prompt(
+            prompt,
+            [1, *human, *reference_ids("Listen.")],
+            A,
+            [*suffix, *reply, *human],
+            B,
+            [*reference_ids("and?"), *suffix],
+        )
+
+    def test_system_message_is_a_piece_of_the_first_user_message(
+        self, builder: PromptBuilder, reference_ids: Encode
+    ) -> None:
+        turns = [user("Hi"), assistant("Ho"), user("Ha")]
+        [bos, *rest] = builder.build(turns).token_ids
+        human, folded = reference_ids(HUMAN), reference_ids("Be brief.\n")
+        expected = [bos, *human, *folded, *rest[len(human) :]]
+        assert builder.build([system("Be brief."), *turns]).token_ids == expected
+        assert builder.build([*turns[:2], system("Be brief."), turns[2]]).token_ids == expected
+
+    def test_system_message_is_kept_where_the_assistant_speaks_first(
+        self, builder: PromptBuilder, reference_ids: Encode
+    ) -> None:
+        prompt = builder.build([system("Be brief."), assistant("Hi!"), user("Hello")])
+        human, suffix = reference_ids(HUMAN), reference_ids(ASSISTANT)
+        folded = [*human, *reference_ids("Be brief.\n"), *reference_ids("Hello"), *suffix]
+        assert_prompt(prompt, [1, *reference_ids("Hi!\n\n\n"), *folded])
+
+
+@pytest.mark.parametrize(
+    ("messages", "error"),
+    [
+        ([], "last message must be the user's"),
+        ([system("Be brief.")], "last message must be the user's"),
+        ([user(A), assistant("Hi")], "last message must be the user's"),
+        ([system(A), user("Hi")], "system message can't hold audio"),
+        ([user("Hi"), assistant(A), user("Hi")], "assistant message can't hold audio"),
+    ],
+)
+def test_conversations_that_the_format_cannot_express(
+    builder: PromptBuilder, messages: list[Message], error: str
+) -> None:
+    with pytest.raises(ValueError, match=error):
+        builder.build(messages)
+
+
+def test_the_blsp_format_has_no_tools(builder: PromptBuilder) -> None:
+    with pytest.raises(ValueError, match="tools need a model with a chat template"):
+        builder.build([user(A)], tools=[{"type": "function"}])
+
+
+def test_rows_take_the_builders_dtype(tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt = PromptBuilder(tokenizer, "blsp", DIM, torch.bfloat16).build([user(A)])
+    assert prompt.rows.dtype == torch.bfloat16
+    assert torch.equal(prompt.rows[~torch.tensor(prompt.is_token)], A.rows.bfloat16())
+
+
+class TestChatTemplate:
+    def test_speech_in_its_place(self, template: PromptBuilder) -> None:
+        def ids(text: str) -> list[int]:
+            return template.tokenizer.encode(text, add_special_tokens=False)
+
+        prompt = template.build([system("Be brief."), user("Compare", A, B), assistant("Done"), user(B, "And?")])
+        assert_prompt(
+            prompt,
+            ids("<s><system>Be brief.</system>\n<user>Compare\n"),
+            A,
+            ids("\n"),
+            B,
+            ids("</user>\n<assistant>Done</assistant>\n<user>"),
+            B,
+            ids("\nAnd?</user>\n<assistant>"),
+        )
+
+    def test_no_speech(self, template: PromptBuilder) -> None:
+        [bos, *ids] = template.build([user("Hi")]).token_ids
+        assert (bos, template.tokenizer.decode(ids)) == (1, "<user>Hi</user>\n<assistant>")
+
+    def test_options_and_tools_reach_the_template(self) -> None:
+        tokenizer = byte_tokenizer(300)
+        tokenizer.chat_template = "{{ messages[0].content }}{{ tools[0].type }}{{ mood }}{{ add_generation_prompt }}"
+        options = {"mood": "calm", "add_generation_prompt": False}
+        prompt = PromptBuilder(tokenizer, "chat-template", DIM).build(
+            [user(A)], tools=[{"type": "function"}], template_options=options
+        )
+        assert tokenizer.decode(prompt.token_ids[3:]) == "functioncalmFalse"
+
+    def test_text_that_imitates_the_mark_stays_text(
+        self, template: PromptBuilder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Even the mark of an earlier request is only text in the next."""
+        rendered: list[str] = []
+        render = template.tokenizer.apply_chat_template
+
+        def spy(conversation: list[dict[str, str]], **options: Any) -> str:
+            rendered.append(conversation[0]["content"])
+            return render(conversation, **options)
+
+        monkeypatch.setattr(template.tokenizer, "apply_chat_template", spy)
+        template.build([user(A)])
+        [mark] = rendered
+        prompt = template.build([user(mark, A, mark.upper())])
+        text = template.tokenizer.decode([i for i, t in zip(prompt.token_ids, prompt.is_token, strict=True) if t])
+        assert text == f"<s><user>{mark}\n\n{mark.upper()}</user>\n<assistant>"
+        assert prompt.speech_tokens == 3
+
+    @pytest.mark.parametrize("source", ["{{ messages[-1].content }}", "{{ messages[0].content }}" * 2])
+    def test_templates_that_lose_or_repeat_speech(self, source: str) -> None:
+        tokenizer = byte_tokenizer(300)
+        tokenizer.chat_template = source
+        with pytest.raises(ValueError, match="drops or repeats a message that holds audio"):
+            PromptBuilder(tokenizer, "chat-template", DIM).build([user(A), assistant("Hi"), user("Hi")])
