@@ -109,21 +109,35 @@ def main() -> None:
     assert server.stderr is not None
     try:
         assert any("Ready" in line for line in server.stderr), "the server did not start"
-        lines = [f"Start-up: {time.perf_counter() - start:.0f} s. Resident memory (MiB): {resident_mib(server.pid)}", ""]
-        lines += ["| clients | requests/s | TTFT p50, s | TTFT p95, s | total p50, s | longest gap p95, s |", "| --- " * 6 + "|"]
+        lines = [
+            f"Start-up: {time.perf_counter() - start:.0f} s. Resident memory (MiB): {resident_mib(server.pid)}",
+            "",
+        ]
+        lines += [
+            "| clients | requests/s | TTFT p50, s | TTFT p95, s | total p50, s | longest gap p95, s |",
+            "| --- " * 6 + "|",
+        ]
         asyncio.run(load(8, 16, 10_000))
         for i, clients in enumerate(CLIENTS):
             rate, samples = asyncio.run(load(clients, max(40, 3 * clients), 1000 * i))
             ttft, total, gap = ([getattr(s, name) for s in samples] for name in ("ttft", "total", "longest_gap"))
             median = statistics.median
-            lines.append(f"| {clients} | {rate:.2f} | {median(ttft):.3f} | {p95(ttft):.3f} | {median(total):.3f} | {p95(gap):.3f} |")
+            lines.append(
+                f"| {clients} | {rate:.2f} | {median(ttft):.3f} | {p95(ttft):.3f} | {median(total):.3f} | {p95(gap):.3f} |"
+            )
         lines += ["", f"After the load: resident memory (MiB): {resident_mib(server.pid)}"]
     finally:
         server.terminate()
         server.wait(60)
-    machine = f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, load before {os.getloadavg()[0]:.1f}"
+    machine = (
+        f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, load before {os.getloadavg()[0]:.1f}"
+    )
     options = f", `{' '.join(sys.argv[1:])}`" if sys.argv[1:] else ""
-    report = f"# Serving, small shapes, {SECONDS} s clips, {TOKENS} tokens{options}\n\nMachine: {machine}.\n\n" + "\n".join(lines) + "\n"
+    report = (
+        f"# Serving, small shapes, {SECONDS} s clips, {TOKENS} tokens{options}\n\nMachine: {machine}.\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )
     print(report)
     (ROOT / "benchmarks" / "RESULTS.md").write_text(report)
 

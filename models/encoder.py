@@ -30,7 +30,7 @@ def convolve(conv: nn.Conv1d, items: Sequence[Tensor]) -> tuple[Tensor, ...]:
         F.pad(x, (0, 0, padding, padding)).unfold(0, width, stride).flatten(1) for x in items
     ]  # (length'_i, in * width)
     y = F.linear(torch.cat(rows), conv.weight.flatten(1), conv.bias)  # (total, out)
-    return y.split([len(row) for row in rows])
+    return torch.split(y, [len(row) for row in rows])
 
 
 class SelfAttention(nn.Module):
