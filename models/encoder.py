@@ -21,14 +21,11 @@ def encoder_length(frames: int) -> int:
 def convolve(conv: nn.Conv1d, items: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """A convolution over items of different lengths, (length_i, in) -> (length'_i, out), as one matrix product.
 
-    Each item has zeros at both ends, as if it were alone. On CPUs this is as fast as a batched convolution, and unlike it gives the same
-    bits whatever else is in the batch.
+    Each item has zeros of half the kernel's width at both ends, as if it were alone. On CPUs this is as fast as a batched convolution.
     """
-    (width,), (stride,), (padding,) = conv.kernel_size, conv.stride, conv.padding
-    assert isinstance(padding, int)
-    rows = [
-        F.pad(x, (0, 0, padding, padding)).unfold(0, width, stride).flatten(1) for x in items
-    ]  # (length'_i, in * width)
+    width, stride = conv.kernel_size[0], conv.stride[0]
+    padded = (F.pad(x, (0, 0, width // 2, width // 2)) for x in items)
+    rows = [x.unfold(0, width, stride).flatten(1) for x in padded]  # (length'_i, in * width)
     y = F.linear(torch.cat(rows), conv.weight.flatten(1), conv.bias)  # (total, out)
     return torch.split(y, [len(row) for row in rows])
 
