@@ -12,12 +12,12 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Whi
 
 from models import official
 from models.adapter import ModalityAdapter
-from models.config import BlspConfig
+from models.config import BlspConfig, CheckpointError
 from models.embedder import Embedder
 from models.encoder import WhisperEncoder
 from models.features import SAMPLE_RATE
 from models.prompt import PromptBuilder
-from models.weights import CheckpointError, load_strict, read_tensors
+from models.weights import load_strict, read_tensors
 
 # LLMs embed tokens with norms around 1; a layer norm of width 4096 that was never trained gives 64. Beyond this ratio the adapter was
 # made for another LLM, or is broken.

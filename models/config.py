@@ -10,6 +10,10 @@ PaddingPolicy = Literal["30s", "exact"]
 PromptFormat = Literal["blsp", "chat-template"]
 
 
+class CheckpointError(ValueError):
+    """A checkpoint that can't be used; the message says what does not fit and where."""
+
+
 class AdapterSizes(BaseModel):
     """Sizes of the trained part; input and output widths are those of the encoder and the LLM."""
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, WhisperConfig
 
 from models.adapter import ModalityAdapter
-from models.config import AdapterSizes, BlspConfig
+from models.config import AdapterSizes, BlspConfig, CheckpointError
 from models.encoder import WhisperEncoder
 from models.tokenizer import from_sentencepiece
-from models.weights import CheckpointError, ShardWriter, check_tensor, read_tensors, weight_files
+from models.weights import ShardWriter, check_tensor, read_tensors, weight_files
 
 ENCODER, LLM = "whisper_model.", "llama_model."
 ADAPTER = ("subsampler.", "speech_ln.", "adapter.")

@@ -13,7 +13,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import SentencePieceExtractor
 
-from models.weights import CheckpointError
+from models.config import CheckpointError
 
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"
 

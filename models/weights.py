@@ -9,11 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from models.config import CheckpointError
+
 SHARD_BYTES = 1 << 30
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that can't be used; the message says what does not fit and where."""
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -10,8 +10,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict
 from rich.console import Console
 
-from models.config import PaddingPolicy, PromptFormat
-from models.weights import CheckpointError
+from models.config import CheckpointError, PaddingPolicy, PromptFormat
 from service.errors import ApiError
 from service.settings import ModelSettings, ServeSettings
 

@@ -13,10 +13,9 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from models import checkpoint as opening
 from models.checkpoint import MAX_NORM_RATIO, Checkpoint, open_checkpoint
-from models.config import BlspConfig
+from models.config import BlspConfig, CheckpointError
 from models.embedder import Embedder
 from models.prompt import Message, Speech
-from models.weights import CheckpointError
 
 
 @pytest.fixture(autouse=True)

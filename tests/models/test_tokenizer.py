@@ -11,6 +11,7 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from transformers import PreTrainedTokenizerBase
 
 from models.tokenizer import from_sentencepiece
+from models.weights import CheckpointError
 from tests.official_checkpoint import SENTENCES
 
 # Runs of spaces and letters that merge, control tokens whole and broken, what looks like a byte token, any Unicode.
@@ -81,5 +82,5 @@ def test_other_kinds_of_models_are_refused(tmp_path: Path, options: dict[str, ob
         sentence_iterator=iter(SENTENCES), model_writer=model, vocab_size=450, minloglevel=2, **options
     )
     (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
-    with pytest.raises(ValueError, match="only SentencePiece BPE models with byte fallback"):
+    with pytest.raises(CheckpointError, match="only SentencePiece BPE models with byte fallback"):
         from_sentencepiece(tmp_path / "tokenizer.model")

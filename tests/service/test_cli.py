@@ -1,0 +1,73 @@
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from models.config import BlspConfig
+from service.settings import ServeSettings
+from tests.serving import BLSP, Server
+from tests.sounds import voice, wav
+
+
+def blsp(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"COLUMNS": "200"} | environment
+    return subprocess.run([BLSP, *arguments], capture_output=True, text=True, env=env, timeout=200)
+
+
+@pytest.mark.parametrize("command", [[], ["serve"], ["ask"], ["import"], ["init"]])
+def test_every_command_explains_itself(command: list[str]) -> None:
+    done = blsp(*command, "--help")
+    assert done.returncode == 0
+    assert "usage: blsp" in done.stdout
+
+
+def test_init_makes_a_checkpoint_of_the_given_sizes(tmp_path: Path) -> None:
+    options = ["--conv-kernel-sizes", "[3,3]", "--padding", "30s", "--prompt-format", "chat-template"]
+    assert blsp("init", tmp_path / "made", *options).returncode == 0
+    config = BlspConfig.read(tmp_path / "made")
+    assert (config.adapter.conv_kernel_sizes, config.padding, config.prompt_format) == ((3, 3), "30s", "chat-template")
+
+
+def test_import_converts_an_official_checkpoint(official: Path, tmp_path: Path) -> None:
+    done = blsp("import", official, tmp_path / "made")
+    assert done.returncode == 0
+    assert BlspConfig.read(tmp_path / "made").adapter.conv_kernel_sizes == (5, 3, 7)
+
+
+@pytest.mark.parametrize("command", ["import", "init"])
+def test_nothing_is_overwritten(official: Path, tmp_path: Path, command: str) -> None:
+    done = blsp(command, *([official] if command == "import" else []), tmp_path)
+    assert done.returncode == 1
+    assert "exists already" in done.stderr
+
+
+def test_a_checkpoint_that_is_none_is_one_line_and_status_1(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    done = blsp("serve", tmp_path, "--port", "0")
+    assert done.returncode == 1
+    assert "blsp: error:" in done.stderr
+    assert "model_type" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_settings_come_from_flags_before_the_environment_before_the_file(official: Path, tmp_path: Path) -> None:
+    (tmp_path / "blsp.toml").write_text("port = 1\nmax_audio_seconds = 11\ndrain_seconds = 7\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BLSP_CONFIG", str(tmp_path / "blsp.toml"))
+        patch.setenv("BLSP_PORT", "2")
+        patch.setenv("BLSP_MAX_AUDIO_SECONDS", "22")
+        settings = ServeSettings(model=str(official), port=3)
+    assert (settings.port, settings.max_audio_seconds, settings.drain_seconds) == (3, 22, 7)
+
+
+def test_ask_answers_on_the_terminal_as_the_server_does(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "speech.wav").write_bytes(wav(voice(2.0)))
+    options = ["--dtype", "float32", "--cache", server.cache, "--max-tokens", "8"]
+    done = blsp("ask", tmp_path / "speech.wav", "Hi", "--model", server.checkpoint, *options)
+    assert done.returncode == 0, done.stderr
+    with server.client() as client:
+        reply = client.post(
+            "/v1/speech", files={"file": wav(voice(2.0))}, data={"instruction": "Hi", "max_tokens": "8"}
+        )
+    assert done.stdout == reply.json()["text"] + "\n"

@@ -1,0 +1,45 @@
+"""What the service takes for granted of vLLM's internals. When vLLM moves, this says where."""
+
+import inspect
+from typing import Any
+
+import pytest
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.inputs.engine import embeds_input
+from vllm.renderers.online_renderer import OnlineRenderer
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from service.engine import VLLM_VERSION
+
+
+def test_the_version_is_the_pinned_one() -> None:
+    assert VLLM_VERSION == "0.32.0"
+
+
+@pytest.mark.parametrize(
+    ("function", "parameters"),
+    [
+        (embeds_input, {"prompt_embeds", "prompt_token_ids", "is_token_ids"}),
+        (AsyncLLM.generate, {"prompt", "sampling_params", "request_id"}),
+        (OnlineRenderer.preprocess_chat, {"request", "messages", "tool_dicts"}),
+        (
+            OpenAIServingChat.__init__,
+            {"engine_client", "models", "response_role", "online_renderer", "enable_prompt_tokens_details"},
+        ),
+        (OpenAIServingChat.create_chat_completion, {"request", "raw_request"}),
+    ],
+    ids=lambda value: getattr(value, "__qualname__", ""),
+)
+def test_functions_take_what_we_give(function: Any, parameters: set[str]) -> None:
+    assert parameters <= inspect.signature(function).parameters.keys()
+
+
+def test_the_chat_service_asks_the_renderer() -> None:
+    """The whole seam: serving calls render_chat, which calls the preprocess_chat that SpeechRenderer overrides."""
+    assert "self.online_renderer.render_chat(" in inspect.getsource(OpenAIServingChat.render_chat_request)
+    assert "self.preprocess_chat(" in inspect.getsource(OnlineRenderer.render_chat)
+
+
+def test_prompt_embeddings_are_an_engine_option() -> None:
+    assert AsyncEngineArgs(enable_prompt_embeds=True).enable_prompt_embeds
