@@ -18,7 +18,7 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Yields every (name, tensor) of the weights in a folder, file by file and memory-mapped.
 
     Reads `*.safetensors` if there are any, else `*.bin` with `weights_only=True`. Raises CheckpointError where a file can't be read or
-    a tensor is not of a floating-point type, holds NaN or infinity, or stands in two files.
+    a tensor stands in two files; what the tensors hold is for `check_tensor` to say.
     """
     seen: set[str] = set()
     for file in weight_files(folder):

@@ -23,6 +23,7 @@ from service.settings import ServeSettings
 
 log = logging.getLogger(__name__)
 
+CHECK_SECONDS = 1.0  # between two looks at the engine
 CLIENT_GONE = 499  # nginx's status for a client that closed the connection
 
 Load = Callable[[], Awaitable[Service]]
@@ -31,7 +32,7 @@ Load = Callable[[], Awaitable[Service]]
 def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = lambda: None) -> FastAPI:
     """Builds the application; it answers at once, and is ready when `load` has returned.
 
-    Where `load` fails, the error is kept in `app.state.failure` and `stop` is called.
+    Where `load` fails or the engine dies, the error is kept in `app.state.failure` and `stop` is called.
     """
 
     @asynccontextmanager
@@ -63,8 +64,12 @@ def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = l
 
 
 async def _load(app: FastAPI, load: Load, stop: Callable[[], None]) -> None:
+    """Loads, then waits for the engine's death; either failure ends the server."""
     try:
         app.state.service = await load()
+        while True:
+            await app.state.service.engine.check()
+            await asyncio.sleep(CHECK_SECONDS)
     except Exception as error:
         app.state.failure = error
         stop()

@@ -1,0 +1,39 @@
+"""What happens when parts of the service die."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.serving import serve
+from tests.sounds import voice, wav
+
+
+def engine_worker(server: int) -> int:
+    """The process id of the vLLM worker below a server's process."""
+    table = subprocess.run(["ps", "-eo", "pid=,ppid=,comm="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in table.splitlines()]
+    family = {str(server)}
+    for _ in rows:  # a child may stand before its parent
+        family |= {pid for pid, parent, _ in rows if parent in family}
+    return next(int(pid) for pid, _, name in rows if pid in family and name.startswith("VLLM::Worker"))
+
+
+def test_a_dead_engine_ends_the_running_stream_and_the_process(official: Path, tmp_path: Path) -> None:
+    with serve(official, tmp_path) as server, server.client() as client:
+        request: dict[str, Any] = {"files": {"file": wav(voice(1.0))}, "data": {"stream": "true", "min_tokens": "1900"}}
+        with client.stream("POST", "/v1/speech", **request) as response:
+            lines = response.iter_lines()
+            assert "speech.delta" in next(lines)
+            os.kill(engine_worker(server.process.pid), signal.SIGKILL)
+            last = [line for line in lines if line][-1]
+        assert '"error"' in last
+        assert '"code": "unavailable"' in last
+        assert server.process.wait(timeout=60) == 1
+        with pytest.raises(httpx.ConnectError):
+            client.get("/health")
+    assert "engine has died" in "".join(server.log)
