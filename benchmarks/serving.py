@@ -100,17 +100,18 @@ def resident_mib(process: int) -> dict[str, int]:
     return found
 
 
-def main() -> None:
-    """Runs everything and writes the results."""
-    init_small()
+def measure(dtype: str) -> list[str]:
+    """Starts a server, loads it with ever more clients; returns the lines of the report."""
     start = time.perf_counter()
-    command = [BLSP, "serve", CHECKPOINT, "--port", "8199", *sys.argv[1:]]
+    command = [BLSP, "serve", CHECKPOINT, "--port", "8199", "--dtype", dtype]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     try:
         assert any("Ready" in line for line in server.stderr), "the server did not start"
         lines = [
-            f"Start-up: {time.perf_counter() - start:.0f} s. Resident memory (MiB): {resident_mib(server.pid)}",
+            f"## {dtype}",
+            "",
+            f"Ready after {time.perf_counter() - start:.0f} s. Resident memory, MiB: {resident_mib(server.pid)}.",
             "",
         ]
         lines += [
@@ -121,23 +122,25 @@ def main() -> None:
         for i, clients in enumerate(CLIENTS):
             rate, samples = asyncio.run(load(clients, max(40, 3 * clients), 1000 * i))
             ttft, total, gap = ([getattr(s, name) for s in samples] for name in ("ttft", "total", "longest_gap"))
-            median = statistics.median
-            lines.append(
-                f"| {clients} | {rate:.2f} | {median(ttft):.3f} | {p95(ttft):.3f} | {median(total):.3f} | {p95(gap):.3f} |"
-            )
-        lines += ["", f"After the load: resident memory (MiB): {resident_mib(server.pid)}"]
+            columns = (rate, statistics.median(ttft), p95(ttft), statistics.median(total), p95(gap))
+            lines.append(f"| {clients} | " + " | ".join(f"{value:.3g}" for value in columns) + " |")
+        return [*lines, "", f"After the load: {resident_mib(server.pid)}.", ""]
     finally:
         server.terminate()
         server.wait(60)
-    machine = (
-        f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, load before {os.getloadavg()[0]:.1f}"
-    )
-    options = f", `{' '.join(sys.argv[1:])}`" if sys.argv[1:] else ""
-    report = (
-        f"# Serving, small shapes, {SECONDS} s clips, {TOKENS} tokens{options}\n\nMachine: {machine}.\n\n"
-        + "\n".join(lines)
-        + "\n"
-    )
+
+
+def main() -> None:
+    """Runs everything and writes the results."""
+    init_small()
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, load before the run {os.getloadavg()[0]:.1f}"
+    head = [
+        f"# Serving the small shapes: {SECONDS} s clips, {TOKENS} tokens each",
+        "",
+        f"Made by `make bench` on {machine}.",
+        "",
+    ]
+    report = "\n".join([*head, *measure("float32"), *measure("bfloat16")])
     print(report)
     (ROOT / "benchmarks" / "RESULTS.md").write_text(report)
 

@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubComm
 from rich.console import Console
 
 from models.config import CheckpointError, PaddingPolicy, PromptFormat
-from service.errors import ApiError
+from service.errors import ApiError, OptionError
 from service.settings import ModelSettings, ServeSettings
 
 console = Console(stderr=True, highlight=False)
@@ -169,6 +169,6 @@ def main() -> None:
     """Entry point; errors that a user can mend are one line and exit status 1."""
     try:
         CliApp.run(Blsp)
-    except (CheckpointError, ApiError, OSError) as error:
+    except (CheckpointError, OptionError, ApiError, OSError) as error:
         console.print(f"[red]blsp: error:[/red] {error}")
         sys.exit(1)

@@ -27,7 +27,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from models.prompt import Prompt
 from service import metrics, timeline
-from service.errors import ApiError, ContextTooLong, InvalidRequest, Unavailable
+from service.errors import ApiError, ContextTooLong, InvalidRequest, OptionError, Unavailable
 
 VLLM_VERSION: str = vllm.__version__
 
@@ -103,7 +103,7 @@ class Engine:
     def start(cls, model: Path, name: str, dtype: str, options: list[str], *, drop_first_space: bool) -> "Engine":
         """Starts vLLM on the LLM in the folder `model`, called `name` in its metrics; takes half a minute.
 
-        `options` are vLLM's engine flags. Raises what vLLM raises; a flag that it does not know is a SystemExit with its usage.
+        `options` are vLLM's engine flags. Raises OptionError for one that vLLM does not take, and what vLLM raises.
         """
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the engine's processes
@@ -117,7 +117,10 @@ class Engine:
             enable_prompt_embeds=True,
             enforce_eager=not torch.cuda.is_available(),
         )
-        args = AsyncEngineArgs.from_cli_args(parser.parse_args(options))
+        try:
+            args = AsyncEngineArgs.from_cli_args(parser.parse_args(options))
+        except SystemExit as error:  # argparse has printed what is wrong
+            raise OptionError(f"vLLM does not take the options {' '.join(options)}") from error
         args.enable_log_requests = False
         llm = BlspLLM.from_engine_args(args)
         assert isinstance(llm, BlspLLM)

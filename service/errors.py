@@ -27,6 +27,10 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
+class OptionError(ValueError):
+    """An option of the command line that is wrong."""
+
+
 class InvalidRequest(ApiError):
     """A field is missing, unknown or out of range."""
 

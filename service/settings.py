@@ -5,7 +5,7 @@ A TOML config file is read where the environment variable BLSP_CONFIG names one.
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import (
@@ -42,9 +42,7 @@ class ModelSettings(BaseSettings):
     max_audio_seconds: float = Field(600.0, gt=0, description="longest audio of a request, seconds")
     max_uploads: int = Field(256, ge=1, description="recordings that are decoded at the same time; further ones wait")
     cache: Path = Field(default_factory=default_cache, description="folder for converted official checkpoints")
-    vllm: Annotated[list[str], CliUnknownArgs] = Field(
-        [], description="further options are vLLM's engine options, e.g. --max-model-len 4096"
-    )
+    vllm: CliUnknownArgs = Field([], description="further options are vLLM's engine options, e.g. --max-model-len 4096")
 
     @classmethod
     def settings_customise_sources(

@@ -21,6 +21,13 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The one server, with the one engine, that all end-to-end tests use."""
     with serve(
-        official, tmp_path_factory.mktemp("cache"), "--max-audio-seconds", "120", "--max-upload-bytes", "8000000"
+        official,
+        tmp_path_factory.mktemp("cache"),
+        "--max-audio-seconds",
+        "120",
+        "--max-upload-bytes",
+        "8000000",
+        "--max-num-seqs",
+        "64",
     ) as server:
         yield server

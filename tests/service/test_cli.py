@@ -51,6 +51,12 @@ def test_a_checkpoint_that_is_none_is_one_line_and_status_1(tmp_path: Path) -> N
     assert "Traceback" not in done.stderr
 
 
+def test_an_option_that_nobody_knows_is_named(official: Path, tmp_path: Path) -> None:
+    done = blsp("serve", official, "--cache", tmp_path, "--port", "0", "--nonsense", "1")
+    assert done.returncode == 1
+    assert "blsp: error: vLLM does not take the options --nonsense 1" in done.stderr
+
+
 def test_settings_come_from_flags_before_the_environment_before_the_file(official: Path, tmp_path: Path) -> None:
     (tmp_path / "blsp.toml").write_text("port = 1\nmax_audio_seconds = 11\ndrain_seconds = 7\n")
     with pytest.MonkeyPatch.context() as patch:
