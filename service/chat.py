@@ -4,6 +4,7 @@ What vLLM offers for text (streaming, logprobs, n, stop, JSON schemas, tools) ou
 messages become a prompt. With `service/engine.py` this is all that imports vLLM.
 """
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from models.prompt import PromptBuilder
+from service import timeline
 from service.conversation import hear_messages, parse_messages
 from service.engine import Engine, as_api_error
 from service.errors import ApiError, InvalidRequest, ModelNotFound
@@ -54,6 +56,7 @@ class SpeechRenderer(OnlineRenderer):
             )
         except ValueError as error:
             raise InvalidRequest(str(error), param="messages") from error
+        timeline.get().audio_tokens = prompt.speech_tokens
         conversation: list[ConversationMessage] = [{"role": role} for role, _ in drafts]
         return conversation, [self.engine.input(prompt)]
 
@@ -85,11 +88,35 @@ class ChatService:
             raise as_api_error(error) from error
         if isinstance(reply, ErrorResponse):
             raise self._refusal(reply)
-        result: AsyncIterator[str] | dict[str, Any] = reply if isinstance(reply, AsyncIterator) else reply.model_dump()
-        return result
+        if isinstance(reply, AsyncIterator):
+            return _with_usage(reply)
+        body: dict[str, Any] = reply.model_dump()
+        _count_audio(body["usage"])
+        return body
 
     def _refusal(self, reply: ErrorResponse) -> ApiError:
         error = reply.error
         if error.code == ModelNotFound.status:
             return ModelNotFound(f"{error.message} This server has {self._model_name!r}.", param="model")
         return InvalidRequest(error.message, param=error.param)
+
+
+def _count_audio(usage: dict[str, Any]) -> None:
+    """Fills in OpenAI's details of the prompt's tokens; vLLM doesn't know which of its embeddings are speech."""
+    audio = timeline.get().audio_tokens
+    cached = (usage["prompt_tokens_details"] or {}).get("cached_tokens") or 0
+    usage["prompt_tokens_details"] = {
+        "audio_tokens": audio,
+        "text_tokens": usage["prompt_tokens"] - audio,
+        "cached_tokens": cached,
+    }
+
+
+async def _with_usage(lines: AsyncIterator[str]) -> AsyncIterator[str]:
+    """The events of a stream, with audio counted in the one that brings the details of the usage."""
+    async for line in lines:
+        if '"prompt_tokens_details":{' in line:
+            chunk = json.loads(line.removeprefix("data: "))
+            _count_audio(chunk["usage"])
+            line = f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+        yield line

@@ -16,6 +16,7 @@ from models.features import N_SAMPLES, SAMPLE_RATE
 from service import metrics, timeline
 from service.audio import decode
 from service.batcher import Batcher
+from service.cache import EmbeddingCache, fingerprint
 from service.upload import GrowingBuffer
 
 
@@ -28,12 +29,28 @@ class Recording:
     windows: int
 
 
-class Listener:
-    """Decodes recordings in threads, cuts them into 30 s windows, and has each window encoded as soon as it is full."""
+@dataclass(frozen=True)
+class _Window:
+    """A window of `n_samples` samples: its rows where it was heard before, else the features to encode."""
 
-    def __init__(self, embedder: Embedder, *, max_windows: int, max_seconds: float, max_uploads: int) -> None:
+    n_samples: int
+    key: bytes
+    rows: Tensor | None
+    features: Tensor | None
+
+
+class Listener:
+    """Decodes recordings in threads, cuts them into 30 s windows, and has each window encoded as soon as it is full.
+
+    A window that was heard before is not encoded again.
+    """
+
+    def __init__(
+        self, embedder: Embedder, *, max_windows: int, max_seconds: float, max_uploads: int, cache_bytes: int
+    ) -> None:
         self._embedder = embedder
         self._max_seconds = max_seconds
+        self._cache = EmbeddingCache(cache_bytes)
         self._threads = ThreadPoolExecutor(max_uploads, thread_name_prefix="decode")
         self._batcher = Batcher(embedder.embed_features, max_windows)
 
@@ -48,9 +65,8 @@ class Listener:
         samples = 0
         try:
             while (window := await self._in_thread(windows)) is not None:
-                features, n_samples = window
-                samples += n_samples
-                encoding.append(asyncio.create_task(self._batcher.embed(features, n_samples)))
+                samples += window.n_samples
+                encoding.append(asyncio.create_task(self._embed(window)))
             rows = await asyncio.gather(*encoding)
         except BaseException as error:
             for task in encoding:
@@ -61,16 +77,24 @@ class Listener:
                 )
             raise
         metrics.AUDIO_SECONDS.inc(samples / SAMPLE_RATE)
-        return Recording(torch.cat(rows).cpu(), samples / SAMPLE_RATE, len(rows))
+        return Recording(torch.cat(rows), samples / SAMPLE_RATE, len(rows))
 
-    async def _in_thread(self, windows: Iterator[tuple[Tensor, int]]) -> tuple[Tensor, int] | None:
+    async def _embed(self, window: _Window) -> Tensor:
+        if window.features is None:
+            assert window.rows is not None
+            return window.rows
+        rows = (await self._batcher.embed(window.features, window.n_samples)).cpu()
+        self._cache.put(window.key, rows)
+        return rows
+
+    async def _in_thread(self, windows: Iterator[_Window]) -> _Window | None:
         context = copy_context()
         return await asyncio.get_running_loop().run_in_executor(
             self._threads, lambda: context.run(lambda: next(windows, None))
         )
 
-    def _windows(self, source: BinaryIO | GrowingBuffer) -> Iterator[tuple[Tensor, int]]:
-        """Yields features (n_mels, frames) and sample count of one window after the other; runs in a thread."""
+    def _windows(self, source: BinaryIO | GrowingBuffer) -> Iterator[_Window]:
+        """Yields one window after the other; runs in a thread."""
         chunks = decode(source, max_seconds=self._max_seconds)
         pending: list[np.ndarray] = []
         while True:
@@ -78,9 +102,13 @@ class Listener:
                 samples = _fill(chunks, pending)
             if not len(samples):
                 return
+            key = fingerprint(samples)
+            if (rows := self._cache.get(key)) is not None:
+                yield _Window(len(samples), key, rows, None)
+                continue
             with timeline.stage("features"):
                 features = self._embedder.features(torch.from_numpy(samples))
-            yield features, len(samples)
+            yield _Window(len(samples), key, None, features)
 
     async def close(self) -> None:
         """Stops the batcher and the threads."""

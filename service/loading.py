@@ -62,6 +62,7 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
             max_windows=settings.max_batch_windows,
             max_seconds=settings.max_audio_seconds,
             max_uploads=settings.max_uploads,
+            cache_bytes=settings.embedding_cache_mib << 20,
         )
         prompts = checkpoint.prompt_builder(engine.dtype)
         parts = (engine, listener, prompts, name)

@@ -17,6 +17,7 @@ STAGE_SECONDS = Histogram(
 AUDIO_SECONDS = Counter("blsp_audio_seconds", "Seconds of audio that were decoded")
 SPEECH_TOKENS = Counter("blsp_speech_tokens", "Speech embeddings that were made")
 BATCH_WINDOWS = Histogram("blsp_batch_windows", "Windows in a batch of the encoder", buckets=(1, 2, 4, 8, 16, 32, 64))
+CACHE = Counter("blsp_embedding_cache_windows", "Windows looked up among those encoded before", ["result"])
 REQUESTS = Counter("blsp_requests", "Requests answered", ["endpoint", "status"])
 ABORTED = Counter("blsp_aborted_generations", "Generations that were stopped because their client had gone")
 

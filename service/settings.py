@@ -39,6 +39,7 @@ class ModelSettings(BaseSettings):
         None, ge=1, description="CPU threads of the encoder; default: half of the cores"
     )
     max_batch_windows: int = Field(16, ge=1, description="most 30 s windows that are encoded in one batch")
+    embedding_cache_mib: int = Field(256, ge=0, description="memory for embeddings of recordings heard before; 0: none")
     max_audio_seconds: float = Field(600.0, gt=0, description="longest audio of a request, seconds")
     max_uploads: int = Field(256, ge=1, description="recordings that are decoded at the same time; further ones wait")
     cache: Path = Field(default_factory=default_cache, description="folder for converted official checkpoints")

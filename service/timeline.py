@@ -14,10 +14,11 @@ from service import metrics
 
 @dataclass
 class Timeline:
-    """Seconds spent in each stage so far; several recordings of a request add up."""
+    """Seconds spent in each stage so far, and the speech heard; several recordings of a request add up."""
 
     started: float = field(default_factory=time.perf_counter)
     stages: dict[str, float] = field(default_factory=dict)
+    audio_tokens: int = 0  # positions of the prompt that are speech
 
     def add(self, stage: str, seconds: float) -> None:
         """Books `seconds` on a stage."""

@@ -42,8 +42,29 @@ def test_a_streamed_completion_is_the_plain_one(client: openai.OpenAI, server: S
     plain = client.chat.completions.create(**arguments)  # type: ignore[call-overload]
     chunks = list(client.chat.completions.create(**arguments, stream=True, stream_options={"include_usage": True}))  # type: ignore[call-overload]
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == plain.choices[0].message.content
-    assert chunks[-1].usage is not None
+    for usage in (plain.usage, chunks[-1].usage):
+        assert usage.prompt_tokens_details.audio_tokens == 19
+        assert usage.prompt_tokens_details.text_tokens == usage.prompt_tokens - 19
     assert chunks[-1].usage.total_tokens == plain.usage.total_tokens
+
+
+def test_a_second_turn_about_the_same_audio_encodes_and_prefills_it_no_more(
+    client: openai.OpenAI, server: Server
+) -> None:
+    def hits() -> float:
+        return server.metric("blsp_embedding_cache_windows_total", result="hit")
+
+    question = spoken(29.5, "What is said here, in the first place?")
+    first = client.chat.completions.create(model=server.model, messages=question, temperature=0, max_tokens=5)
+    answer = {"role": "assistant", "content": first.choices[0].message.content}
+    before, tokens = hits(), server.metric("blsp_speech_tokens_total")
+    messages = [*question, answer, {"role": "user", "content": "And then?"}]
+    second = client.chat.completions.create(model=server.model, messages=messages, temperature=0, max_tokens=5)  # type: ignore[arg-type]
+    assert hits() == before + 1
+    assert server.metric("blsp_speech_tokens_total") == tokens
+    third = client.chat.completions.create(model=server.model, messages=messages, temperature=0, max_tokens=5)  # type: ignore[arg-type]
+    assert third.usage.prompt_tokens_details.cached_tokens >= 128  # type: ignore[union-attr]
+    assert third.choices[0].message.content == second.choices[0].message.content
 
 
 def test_the_native_endpoint_says_the_same(client: openai.OpenAI, server: Server) -> None:
