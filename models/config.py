@@ -49,6 +49,10 @@ class BlspConfig(BaseModel):
     llm_revision: str | None = None
     adapter: AdapterSizes = AdapterSizes()
     prompt_format: PromptFormat = "blsp"
+    transcribe_instruction: str = "Please repeat the words you hear."
+    """What a transcription asks the model."""
+    translate_instruction: str = "Please translate the following audio into English text."
+    """What a translation into English asks the model."""
     padding: PaddingPolicy = "30s"
     """"30s": every window is padded to 30 s, as the official code does. "exact": only real frames are encoded."""
 

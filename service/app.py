@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import metrics, routes, timeline
 from service.body import MAX_FIELD_BYTES
 from service.errors import ApiError, InvalidRequest, Overloaded, UploadTooLarge
+from service.fields import invalid_field
 from service.loading import Service
 from service.settings import ServeSettings
 
@@ -143,7 +144,7 @@ async def _api_error(_: Request, error: Exception) -> JSONResponse:
 async def _validation_error(_: Request, error: Exception) -> JSONResponse:
     """FastAPI's 422, as OpenAI's 400 that names the first field which is wrong."""
     assert isinstance(error, RequestValidationError)
-    return _respond(routes.invalid_field(error.errors()[0]))
+    return _respond(invalid_field(error.errors()[0]))
 
 
 async def _http_error(_: Request, error: Exception) -> JSONResponse:

@@ -42,6 +42,7 @@ class Sampling:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    logprobs: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Delta:
     finish_reason: str | None
     prompt_tokens: int
     cached_tokens: int
+    logprob: float
+    """The sum over `token_ids`, where the sampling asked for it, else 0."""
 
 
 class BlspLLM(AsyncLLM):
@@ -167,6 +170,7 @@ class Engine:
                 top_p=sampling.top_p,
                 stop=list(sampling.stop),
                 seed=sampling.seed,
+                logprobs=0 if sampling.logprobs else None,
                 output_kind=RequestOutputKind.DELTA,
             )
             async with aclosing(self.llm.generate(engine_input, parameters, request_id)) as outputs:
@@ -211,10 +215,12 @@ def _drop_first_space(output: RequestOutput, begun: set[int]) -> None:
 
 def _delta(output: RequestOutput) -> Delta:
     (choice,) = output.outputs
+    logprobs = zip(choice.token_ids, choice.logprobs or (), strict=False)
     return Delta(
         text=choice.text,
         token_ids=list(choice.token_ids),
         finish_reason=choice.finish_reason,
         prompt_tokens=len(output.prompt_token_ids or ()),
         cached_tokens=output.num_cached_tokens or 0,
+        logprob=sum(candidates[token].logprob for token, candidates in logprobs),
     )

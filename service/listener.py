@@ -1,13 +1,14 @@
 """From a recording's bytes to its speech embeddings, while the bytes are still arriving."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,14 +20,26 @@ from service.batcher import Batcher
 from service.cache import EmbeddingCache, fingerprint
 from service.upload import GrowingBuffer
 
+# Where to end a window: given the samples (n,) that are there, all of a full window, how many of them it takes.
+Cut = Callable[[npt.NDArray[np.float32]], int]
+
 
 @dataclass(frozen=True)
 class Recording:
-    """What was heard: speech embeddings (n, llm_dim) of all windows in order."""
+    """What was heard: the speech embeddings (n_i, llm_dim) of each window in order, and how many samples each window had."""
 
-    rows: Tensor
-    seconds: float
-    windows: int
+    windows: list[Tensor]
+    lengths: list[int]
+
+    @property
+    def rows(self) -> Tensor:
+        """The embeddings (n, llm_dim) of all windows after each other."""
+        return torch.cat(self.windows)
+
+    @property
+    def seconds(self) -> float:
+        """How long the recording is."""
+        return sum(self.lengths) / SAMPLE_RATE
 
 
 @dataclass(frozen=True)
@@ -54,18 +67,18 @@ class Listener:
         self._threads = ThreadPoolExecutor(max_uploads, thread_name_prefix="decode")
         self._batcher = Batcher(embedder.embed_features, max_windows)
 
-    async def hear(self, source: BinaryIO | GrowingBuffer) -> Recording:
-        """Listens to a recording of any format and length up to the limit.
+    async def hear(self, source: BinaryIO | GrowingBuffer, cut: Cut = len) -> Recording:
+        """Listens to a recording of any format and length up to the limit; `cut` ends a window before it is full.
 
         Raises the errors of `service.audio.decode`, and what the source itself raises. When it fails or is cancelled, so does a
         GrowingBuffer: whoever feeds it or waits for it hears of the error.
         """
-        windows = self._windows(source)
+        windows = self._windows(source, cut)
         encoding: list[asyncio.Task[Tensor]] = []
-        samples = 0
+        lengths: list[int] = []
         try:
             while (window := await self._in_thread(windows)) is not None:
-                samples += window.n_samples
+                lengths.append(window.n_samples)
                 encoding.append(asyncio.create_task(self._embed(window)))
             rows = await asyncio.gather(*encoding)
         except BaseException as error:
@@ -76,8 +89,9 @@ class Listener:
                     error if isinstance(error, Exception) else ConnectionAbortedError("nobody listens any more")
                 )
             raise
-        metrics.AUDIO_SECONDS.inc(samples / SAMPLE_RATE)
-        return Recording(torch.cat(rows), samples / SAMPLE_RATE, len(rows))
+        recording = Recording(rows, lengths)
+        metrics.AUDIO_SECONDS.inc(recording.seconds)
+        return recording
 
     async def _embed(self, window: _Window) -> Tensor:
         if window.features is None:
@@ -93,13 +107,13 @@ class Listener:
             self._threads, lambda: context.run(lambda: next(windows, None))
         )
 
-    def _windows(self, source: BinaryIO | GrowingBuffer) -> Iterator[_Window]:
+    def _windows(self, source: BinaryIO | GrowingBuffer, cut: Cut) -> Iterator[_Window]:
         """Yields one window after the other; runs in a thread."""
         chunks = decode(source, max_seconds=self._max_seconds)
         pending: list[np.ndarray] = []
         while True:
             with timeline.stage("decode"):
-                samples = _fill(chunks, pending)
+                samples = _fill(chunks, pending, cut)
             if not len(samples):
                 return
             key = fingerprint(samples)
@@ -116,12 +130,13 @@ class Listener:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _fill(chunks: Iterator[np.ndarray], pending: list[np.ndarray]) -> np.ndarray:
-    """Takes chunks until a window is full or the recording ends; what is over stays in `pending`."""
+def _fill(chunks: Iterator[np.ndarray], pending: list[np.ndarray], cut: Cut) -> np.ndarray:
+    """Takes chunks until there is more than a window or the recording ends; what is over, or behind the cut, stays in `pending`."""
     length = sum(map(len, pending))
-    while length < N_SAMPLES and (chunk := next(chunks, None)) is not None:
+    while length <= N_SAMPLES and (chunk := next(chunks, None)) is not None:
         pending.append(chunk)
         length += len(chunk)
     samples = np.concatenate(pending) if pending else np.empty(0, np.float32)
-    pending[:] = [samples[N_SAMPLES:]] if len(samples) > N_SAMPLES else []
-    return samples[:N_SAMPLES]
+    end = min(cut(samples[:N_SAMPLES]), N_SAMPLES) if len(samples) > N_SAMPLES else len(samples)
+    pending[:] = [samples[end:]] if end < len(samples) else []
+    return samples[:end]

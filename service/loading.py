@@ -17,6 +17,7 @@ from service.engine import Engine
 from service.listener import Listener
 from service.settings import ModelSettings
 from service.speech import SpeechRequest, SpeechService
+from service.transcription import TranscriptionService
 
 Progress = Callable[[str], None]
 
@@ -30,6 +31,7 @@ class Service:
     listener: Listener
     speech: SpeechService
     chat: ChatService
+    transcription: TranscriptionService
 
     async def close(self) -> None:
         """Ends the encoder's threads and the engine's process."""
@@ -66,7 +68,8 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
         )
         prompts = checkpoint.prompt_builder(engine.dtype)
         parts = (engine, listener, prompts, name)
-        service = Service(checkpoint, engine, listener, SpeechService(*parts), ChatService(*parts))
+        transcription = TranscriptionService(engine, prompts, name)
+        service = Service(checkpoint, engine, listener, SpeechService(*parts), ChatService(*parts), transcription)
         progress("Warming up with a first request")
         await _warm_up(service)
     except BaseException:

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from service.speech import SpeechRequest
+from service.transcription import TranscriptionRequest
 
 
 class ErrorInfo(BaseModel):
@@ -26,33 +27,38 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorBody} for status in statuses}
 
 
-_STREAM = {
-    200: {
-        "description": "The reply; with `stream`, server-sent events",
-        "content": {"application/json": {}, "text/event-stream": {}},
-    }
-}
-_FORM = SpeechRequest.model_json_schema()
-_FORM["properties"] = {
-    "file": {"type": "string", "format": "binary", "description": "the recording, any format"}
-} | _FORM["properties"]
-_FORM["required"] = ["file"]
+def _operation(*media: str, **extra: Any) -> dict[str, Any]:
+    """The keyword arguments of a route that answers in these media types."""
+    ok = {"description": "The reply", "content": {name: {} for name in media}}
+    return {"responses": {200: ok} | _errors(400, 404, 413, 415, 429, 500, 503), "openapi_extra": extra}
+
+
+def _audio_form(model: type[BaseModel]) -> dict[str, Any]:
+    """A form with a recording and the fields of a request."""
+    schema = model.model_json_schema()
+    file = {"type": "string", "format": "binary", "description": "the recording, any format"}
+    return {"schema": schema | {"properties": {"file": file} | schema["properties"], "required": ["file"]}}
+
+
 _QUERY = [
     {"name": name, "in": "query", "required": False, "schema": schema}
     for name, schema in SpeechRequest.model_json_schema()["properties"].items()
 ]
+_RAW = {"schema": {"type": "string", "format": "binary"}}
 
-SPEECH: dict[str, Any] = {
-    "responses": _STREAM | _errors(400, 404, 413, 415, 429, 500, 503),
-    "openapi_extra": {
-        "parameters": _QUERY,
-        "requestBody": {
-            "required": True,
-            "content": {
-                "multipart/form-data": {"schema": _FORM},
-                "audio/*": {"schema": {"type": "string", "format": "binary"}},
-            },
-        },
+SPEECH = _operation(
+    "application/json",
+    "text/event-stream",
+    parameters=_QUERY,
+    requestBody={
+        "required": True,
+        "content": {"multipart/form-data": _audio_form(SpeechRequest), "audio/*": _RAW},
     },
-}
-CHAT: dict[str, Any] = {"responses": _STREAM | _errors(400, 404, 413, 415, 429, 500, 503)}
+)
+TRANSCRIPTION = _operation(
+    "application/json",
+    "text/plain",
+    "text/event-stream",
+    requestBody={"required": True, "content": {"multipart/form-data": _audio_form(TranscriptionRequest)}},
+)
+CHAT = _operation("application/json", "text/event-stream")

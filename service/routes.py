@@ -3,25 +3,27 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
 from typing import Annotated, Any, TypeVar
 
 import torch
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import ValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from service import metrics
 from service.body import Fields, read_body
 from service.chat import ChatCompletionRequest
 from service.engine import VLLM_VERSION
-from service.errors import ApiError, InvalidRequest, ModelNotFound, Unavailable
-from service.listener import Recording
+from service.errors import ApiError, ModelNotFound, Unavailable
+from service.fields import parse_fields
+from service.listener import Cut, Recording
 from service.loading import Service
-from service.openapi import CHAT, SPEECH
+from service.openapi import CHAT, SPEECH, TRANSCRIPTION
+from service.segments import quietest_cut
 from service.speech import SpeechRequest
+from service.transcription import Transcript, TranscriptionRequest
 from service.upload import GrowingBuffer
 
 router = APIRouter()
@@ -45,7 +47,7 @@ async def speech(request: Request, service: Ready) -> Response:
     The audio is the part `file` of a form, or the whole body; the body is decoded and encoded while it arrives.
     """
     fields, recording = await _receive(request, service)
-    options = _parse_fields(fields)
+    options = parse_fields(SpeechRequest, fields)
     events = service.speech.answer(options, recording)
     if options.stream:
         first = await _unless_gone(request, anext(events))
@@ -60,6 +62,31 @@ async def chat_completions(body: ChatCompletionRequest, request: Request, servic
     if isinstance(reply, dict):
         return JSONResponse(reply)
     return StreamingResponse(reply, media_type="text/event-stream")
+
+
+@router.post("/v1/audio/transcriptions", **TRANSCRIPTION)
+async def transcriptions(request: Request, service: Ready) -> Response:
+    """OpenAI's transcriptions: writes down what is said. A recording of any length is cut at quiet places."""
+    return await _transcribe(request, service, service.checkpoint.config.transcribe_instruction)
+
+
+@router.post("/v1/audio/translations", **TRANSCRIPTION)
+async def translations(request: Request, service: Ready) -> Response:
+    """OpenAI's translations: writes down in English what is said in another language."""
+    return await _transcribe(request, service, service.checkpoint.config.translate_instruction, "english")
+
+
+async def _transcribe(request: Request, service: Service, instruction: str, language: str | None = None) -> Response:
+    fields, recording = await _receive(request, service, quietest_cut)
+    options = parse_fields(TranscriptionRequest, fields)
+    transcript = Transcript.of(recording)
+    events = service.transcription.write(options, transcript, instruction)
+    if options.stream:
+        first = await _unless_gone(request, anext(events))
+        return StreamingResponse(_sse(first, events), media_type="text/event-stream")
+    await _unless_gone(request, _last(events))
+    body = transcript.body(options, language or options.language)
+    return PlainTextResponse(body) if isinstance(body, str) else JSONResponse(body)
 
 
 @router.get("/v1/models")
@@ -113,10 +140,10 @@ async def version(request: Request) -> dict[str, str]:
     return {"version": request.app.version, "vllm": VLLM_VERSION, "torch": torch.__version__}
 
 
-async def _receive(request: Request, service: Service) -> tuple[Fields, Recording]:
+async def _receive(request: Request, service: Service, cut: Cut = len) -> tuple[Fields, Recording]:
     """Reads the body and listens to the audio in it at the same time."""
     file = GrowingBuffer(request.app.state.settings.max_upload_bytes)
-    hearing = asyncio.create_task(service.listener.hear(file))
+    hearing = asyncio.create_task(service.listener.hear(file, cut))
     try:
         fields = await read_body(request.stream(), request.headers.get("content-type", ""), file)
         recording = await _unless_gone(request, hearing)
@@ -128,29 +155,6 @@ async def _receive(request: Request, service: Service) -> tuple[Fields, Recordin
     for name, value in request.query_params.multi_items():
         fields.setdefault(name, []).append(value)
     return fields, recording
-
-
-def _parse_fields(fields: Fields) -> SpeechRequest:
-    """Text fields to a SpeechRequest; only `stop` may come more than once."""
-    values: dict[str, Any] = {}
-    for name, texts in fields.items():
-        if name != "stop" and len(texts) > 1:
-            raise InvalidRequest(f"The field {name!r} is given {len(texts)} times; give it once.", param=name)
-        values[name] = texts[0] if len(texts) == 1 else texts
-    try:
-        return SpeechRequest.model_validate(values)
-    except ValidationError as error:
-        raise invalid_field(error.errors()[0]) from error
-
-
-def invalid_field(error: Mapping[str, Any]) -> InvalidRequest:
-    """A pydantic error as a refusal that names the field."""
-    where = ".".join(str(part) for part in error["loc"] if part not in ("body", "query", "path"))
-    if error["type"] == "extra_forbidden":
-        return InvalidRequest(
-            f"Unknown field {where!r}; there are {', '.join(SpeechRequest.model_fields)}.", param=where
-        )
-    return InvalidRequest(f"{where or 'request'}: {error['msg']}", param=where or None)
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:

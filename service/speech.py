@@ -1,6 +1,5 @@
 """`POST /v1/speech`: a recording and an instruction in, text out. `SpeechService.answer` is the whole story."""
 
-import json
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -14,22 +13,8 @@ from service import timeline
 from service.conversation import hear_messages, parse_messages
 from service.engine import Delta, Engine, Sampling
 from service.errors import InvalidRequest, ModelNotFound
+from service.fields import as_list, from_json
 from service.listener import Listener, Recording
-
-
-def _from_json(value: Any) -> Any:
-    """Form and query fields are text: a list may come as JSON."""
-    if not isinstance(value, str) or not value.lstrip().startswith("["):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError as error:
-        raise ValueError(f"not valid JSON: {error}") from error
-
-
-def _as_list(value: Any) -> Any:
-    value = _from_json(value)
-    return [value] if isinstance(value, str) else value
 
 
 class SpeechRequest(BaseModel):
@@ -44,11 +29,11 @@ class SpeechRequest(BaseModel):
     min_tokens: int = Field(0, ge=0, description="tokens before the reply may end")
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1)
-    stop: Annotated[list[str], BeforeValidator(_as_list)] = Field(
+    stop: Annotated[list[str], BeforeValidator(as_list)] = Field(
         [], max_length=16, description="texts that end the reply"
     )
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    history: Annotated[list[dict[str, Any]], BeforeValidator(_from_json)] = Field(
+    history: Annotated[list[dict[str, Any]], BeforeValidator(from_json)] = Field(
         [], description="earlier turns, as JSON: messages in OpenAI's form, audio included"
     )
     return_token_ids: bool = Field(False, description="adds token_ids to the reply")
@@ -101,7 +86,7 @@ class Reply:
             },
             "audio": {
                 "seconds": round(self.audio.seconds, 3),
-                "windows": self.audio.windows,
+                "windows": len(self.audio.windows),
                 "speech_tokens": len(self.audio.rows),
             },
             "timings": {stage: round(seconds, 6) for stage, seconds in timeline.get().stages.items()},

@@ -1,0 +1,53 @@
+"""Text fields of forms and queries to request models."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from service.errors import InvalidRequest
+
+Model = TypeVar("Model", bound=BaseModel)
+
+REPEATABLE = {"stop", "timestamp_granularities[]"}
+
+
+def from_json(value: Any) -> Any:
+    """A list in JSON, where a text field holds one; else the value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"not valid JSON: {error}") from error
+
+
+def as_list(value: Any) -> Any:
+    """A list of texts, from JSON, or of one text."""
+    value = from_json(value)
+    return [value] if isinstance(value, str) else value
+
+
+def parse_fields(model: type[Model], fields: Mapping[str, list[str]]) -> Model:
+    """Every field's values, in order of arrival, to a request; raises InvalidRequest that names the field which is wrong."""
+    values: dict[str, Any] = {}
+    for name, texts in fields.items():
+        if name not in REPEATABLE and len(texts) > 1:
+            raise InvalidRequest(f"The field {name!r} is given {len(texts)} times; give it once.", param=name)
+        values[name] = texts[0] if len(texts) == 1 else texts
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "extra_forbidden":
+            unknown = str(first["loc"][0])
+            known = ", ".join(field.alias or name for name, field in model.model_fields.items())
+            raise InvalidRequest(f"Unknown field {unknown!r}; there are {known}.", param=unknown) from error
+        raise invalid_field(first) from error
+
+
+def invalid_field(error: Mapping[str, Any]) -> InvalidRequest:
+    """One of pydantic's errors as a refusal that names the field."""
+    where = ".".join(str(part) for part in error["loc"] if part not in ("body", "query", "path"))
+    return InvalidRequest(f"{where or 'request'}: {error['msg']}", param=where or None)

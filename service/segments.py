@@ -1,0 +1,52 @@
+"""Where to cut a long recording for transcription, and subtitles of what was said in the pieces."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from models.features import SAMPLE_RATE
+
+PAUSE = SAMPLE_RATE // 5  # samples: a pause of 200 ms is quiet enough for a cut
+
+
+class Segment(Protocol):
+    """A piece of a transcript: seconds from the recording's start, and text."""
+
+    start: float
+    end: float
+    text: str
+
+
+def quietest_cut(samples: npt.NDArray[np.float32]) -> int:
+    """Where to end a full window of samples (n,): in the middle of the quietest 200 ms of its second half."""
+    half = len(samples) // 2
+    energy = np.cumsum(np.square(samples[half:], dtype=np.float64))
+    pauses = energy[PAUSE:] - energy[:-PAUSE]
+    return half + int(pauses.argmin()) + 1 + PAUSE // 2
+
+
+def srt(segments: Iterable[Segment]) -> str:
+    """SubRip subtitles."""
+    blocks = (
+        f"{i}\n{_clock(s.start, ',')} --> {_clock(s.end, ',')}\n{_line(s.text)}\n" for i, s in enumerate(segments, 1)
+    )
+    return "\n".join(blocks)
+
+
+def vtt(segments: Iterable[Segment]) -> str:
+    """WebVTT subtitles."""
+    blocks = (f"\n{_clock(s.start, '.')} --> {_clock(s.end, '.')}\n{_line(s.text)}\n" for s in segments)
+    return "WEBVTT\n" + "".join(blocks)
+
+
+def _clock(seconds: float, point: str) -> str:
+    """Hours, minutes, seconds and milliseconds."""
+    minutes, milliseconds = divmod(round(seconds * 1000), 60_000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{milliseconds // 1000:02d}{point}{milliseconds % 1000:03d}"
+
+
+def _line(text: str) -> str:
+    """A cue's text must not hold an empty line or an arrow: either would end it."""
+    return " ".join(text.split()).replace("-->", "→")

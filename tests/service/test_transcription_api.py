@@ -1,0 +1,121 @@
+"""Transcriptions and translations, as OpenAI's own client sees them."""
+
+import re
+
+import numpy as np
+import openai
+import pytest
+
+from tests.serving import Server
+from tests.sounds import RATE, voice, wav
+
+# Three voices with pauses between them, 73 s in all.
+PARTS = [voice(25.0, 1), voice(20.0, 2), voice(27.0, 3)]
+PAUSE = np.zeros(RATE // 2, np.float32)
+LONG = wav(np.concatenate([PARTS[0], PAUSE, PARTS[1], PAUSE, PARTS[2]]))
+CUTS = [0.0, 25.25, 45.75, 73.0]
+
+
+@pytest.fixture
+def client(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+def test_json_is_what_the_native_endpoint_says(client: openai.OpenAI, server: Server) -> None:
+    audio = wav(voice(3.0))
+    reply = client.audio.transcriptions.create(model=server.model, file=audio)
+    with server.client() as http:
+        fields = {"instruction": "Please repeat the words you hear."}
+        native = http.post("/v1/speech", files={"file": audio}, data=fields).json()
+    assert reply.text == native["text"].strip()
+    assert reply.usage is not None
+    assert reply.usage.type == "tokens"
+    assert reply.usage.input_tokens == native["usage"]["prompt_tokens"]
+    assert reply.usage.input_token_details is not None
+    assert reply.usage.input_token_details.audio_tokens == 19
+
+
+def test_a_translation_asks_something_else(client: openai.OpenAI, server: Server) -> None:
+    audio = wav(voice(3.0))
+    with pytest.deprecated_call():  # the client's own
+        reply = client.audio.translations.create(model=server.model, file=audio)
+    with server.client() as http:
+        fields = {"instruction": "Please translate the following audio into English text."}
+        native = http.post("/v1/speech", files={"file": audio}, data=fields).json()
+    assert (
+        reply.text == native["text"].strip() != client.audio.transcriptions.create(model=server.model, file=audio).text
+    )
+
+
+def test_a_long_recording_is_cut_at_its_pauses(client: openai.OpenAI, server: Server) -> None:
+    reply = client.audio.transcriptions.create(
+        model=server.model,
+        file=LONG,
+        response_format="verbose_json",
+        language="en",
+        timestamp_granularities=["segment"],
+    )
+    assert reply.duration == 73.0
+    assert reply.language == "en"
+    assert reply.segments is not None
+    assert [s.start for s in reply.segments] == pytest.approx(CUTS[:-1], abs=0.2)
+    assert [s.end for s in reply.segments] == [*(s.start for s in reply.segments[1:]), 73.0]
+    assert reply.text == " ".join(s.text.strip() for s in reply.segments if s.text.strip())
+    assert all(s.avg_logprob < 0 < s.compression_ratio and s.tokens for s in reply.segments)
+
+
+def test_a_piece_is_transcribed_as_if_it_were_alone(client: openai.OpenAI, server: Server) -> None:
+    reply = client.audio.transcriptions.create(model=server.model, file=LONG, response_format="verbose_json")
+    assert reply.segments is not None
+    start, end = (round(t * RATE) for t in (reply.segments[1].start, reply.segments[1].end))
+    samples = np.frombuffer(LONG[44:], "<i2")[start:end] / 32768
+    alone = client.audio.transcriptions.create(
+        model=server.model, file=wav((samples * 32768 / 32767).astype(np.float32))
+    )
+    assert alone.text == reply.segments[1].text.strip()
+
+
+def test_subtitles_have_times_that_only_go_forward(client: openai.OpenAI, server: Server) -> None:
+    for form, mark in (("srt", ","), ("vtt", ".")):
+        text = client.audio.transcriptions.create(model=server.model, file=LONG, response_format=form)  # type: ignore[call-overload]
+        times = re.findall(rf"(\d\d):(\d\d):(\d\d){re.escape(mark)}(\d\d\d)", text)
+        seconds = [int(h) * 3600 + int(m) * 60 + int(s) + int(ms) / 1000 for h, m, s, ms in times]
+        assert len(seconds) == 6
+        assert seconds == sorted(seconds)
+        assert seconds[-1] == 73.0
+
+
+def test_plain_text(client: openai.OpenAI, server: Server) -> None:
+    text = client.audio.transcriptions.create(model=server.model, file=wav(voice(3.0)), response_format="text")
+    assert text == client.audio.transcriptions.create(model=server.model, file=wav(voice(3.0))).text + "\n"
+
+
+def test_a_stream_is_the_transcript_in_order(client: openai.OpenAI, server: Server) -> None:
+    whole = client.audio.transcriptions.create(model=server.model, file=LONG)
+    events = list(client.audio.transcriptions.create(model=server.model, file=LONG, stream=True))
+    *deltas, done = events
+    assert {event.type for event in deltas} == {"transcript.text.delta"}
+    assert done.type == "transcript.text.done"
+    assert "".join(event.delta for event in deltas) == done.text == whole.text  # type: ignore[union-attr]
+    assert done.usage.model_dump() == whole.usage.model_dump()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"timestamp_granularities[]": "word"}, "timestamp_granularities[].0"),
+        ({"response_format": "xml"}, "response_format"),
+        ({"temperature": "1.5"}, "temperature"),
+        ({"nonsense": "1"}, "nonsense"),
+    ],
+)
+def test_bad_fields(server: Server, fields: dict[str, str], param: str) -> None:
+    with server.client() as http:
+        response = http.post("/v1/audio/transcriptions", files={"file": wav(voice(1.0))}, data=fields)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+
+
+def test_an_unknown_model(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError):
+        client.audio.transcriptions.create(model="nope", file=wav(voice(1.0)))
