@@ -60,8 +60,9 @@ def cached_import(source: Path, cache: Path) -> Path:
 def import_official(source: Path, target: Path, progress: Progress = lambda _: None) -> None:
     """Converts an official checkpoint at `source` to our layout at `target`, tensor by tensor.
 
-    Holds at most 1 GiB each of encoder and LLM in memory, however large the checkpoint is. `progress` gets the name of each tensor. `target` appears
-    when everything is written. Raises CheckpointError where a tensor is missing, unexpected, of another shape, or not finite.
+    Holds at most 1 GiB each of encoder and LLM in memory, however large the checkpoint is. `progress` gets the name of each tensor.
+    `target` appears when everything is written. Raises CheckpointError where a tensor is missing, unexpected, of another shape, or not
+    finite.
     """
     encoder_config, llm_config, sizes = _read_config(source / "config.json")
     tokenizer = from_sentencepiece(source / "tokenizer.model")
