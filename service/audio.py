@@ -6,11 +6,10 @@ ffmpeg command decodes it, encoder delay and edit lists included, but channels a
 """
 
 import io
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import av
 import av.logging
@@ -22,6 +21,7 @@ from av.container import InputContainer
 from av.packet import Packet
 
 from service.errors import ApiError, AudioTooLong, InvalidAudio, NotAudio
+from service.headers import has_magic, is_mp4, is_mpeg_sync, wave_header
 
 SAMPLE_RATE = 16000
 RATES = range(1_000, 768_001)  # Hz, of a source
@@ -44,9 +44,6 @@ OPTIONS = {
 }
 # Containers whose header is exact, so that a shorter track is a truncated one.
 EXACT_CONTAINERS = {"flac", "mp3", "aiff", "au", "wv", "mov,mp4,m4a,3gp,3g2,mj2"}
-MAGIC = (b"fLaC", b"OggS", b"ID3", b"caff", b"#!AMR", b".snd", b"FLV", b"wvpk", b"riff", b"RF64")
-MAGIC_BINARY = (b"\x1aE\xdf\xa3", b"0&\xb2u")  # EBML (WebM, Matroska), ASF
-MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 EXPECTED = "Send WAV, FLAC, MP3, Ogg, WebM, MP4/M4A, AAC, AIFF, CAF or AMR."
 
 av.logging.set_level(None)  # ffmpeg's own messages go nowhere
@@ -107,8 +104,8 @@ class _Reader:
         self._position = 0
         while len(self.head) < 12 and self.read(12 - len(self.head)):
             pass
-        self._is_mp3 = self.head.startswith(b"ID3") or _is_mpeg_sync(self.head)
-        self._seekable = self._is_mp3 or self.head[4:8] in MP4_BOXES or self.head.startswith(b"caff")
+        self._is_mp3 = self.head.startswith(b"ID3") or is_mpeg_sync(self.head)
+        self._seekable = self._is_mp3 or is_mp4(self.head) or self.head.startswith(b"caff")
         self.seek(0)
 
     def check(self) -> None:
@@ -168,7 +165,7 @@ def _open(reader: _Reader) -> InputContainer:
     except (av.FFmpegError, ValueError) as exc:
         reader.check()
         _check_wave(reader.head)
-        if _has_magic(reader.head):
+        if has_magic(reader.head):
             raise InvalidAudio(f"The header of the file is damaged: {_reason(exc)}. Send an intact file.") from exc
         raise NotAudio("The file is not audio of a known format. " + EXPECTED) from exc
 
@@ -188,7 +185,7 @@ def _audio_track(container: InputContainer) -> AudioStream:
 
 
 def _check_wave(head: bytes) -> None:
-    wave = _wave_header(head)
+    wave = wave_header(head)
     if wave is not None:
         _check_shape(wave.rate, wave.channels)
 
@@ -270,7 +267,7 @@ def _declared_seconds(container: InputContainer, stream: AudioStream, head: byte
     """How long the header says the track is; None where it does not say, or ffmpeg would be guessing."""
     name = container.format.name
     if name == "wav":
-        wave = _wave_header(head)
+        wave = wave_header(head)
         return wave.seconds if wave else None
     if name == "matroska,webm" and len(container.streams) == 1 and container.duration:
         return container.duration / av.time_base
@@ -288,7 +285,7 @@ def _tolerance(seconds: float, stream: AudioStream) -> float:
 
 def _check_complete(reader: _Reader, tally: _Tally, declared: float | None, tolerance: float) -> None:
     decoded = float(tally.decoded)
-    if not _has_magic(reader.head) and (decoded < TOLERANCE_SECONDS or tally.lost > tolerance):
+    if not has_magic(reader.head) and (decoded < TOLERANCE_SECONDS or tally.lost > tolerance):
         raise NotAudio("The file is not audio of a known format. " + EXPECTED)
     missing = (declared or 0.0) - decoded
     if declared and missing > tolerance:
@@ -307,51 +304,6 @@ def _check_complete(reader: _Reader, tally: _Tally, declared: float | None, tole
 def _too_long(max_seconds: float, declared: float | None) -> AudioTooLong:
     length = "" if declared is None else f" lasts {declared:.1f} s and"
     return AudioTooLong(f"The audio{length} exceeds the limit of {max_seconds:g} s. Send a shorter recording.")
-
-
-class _Wave(NamedTuple):
-    """What a RIFF/WAVE header declares; `seconds` is None for compressed codecs and for a size not filled in."""
-
-    channels: int
-    rate: int
-    seconds: float | None
-
-
-def _wave_header(head: bytes) -> _Wave | None:
-    if head[:4] not in (b"RIFF", b"RF64") or head[8:12] != b"WAVE":
-        return None
-    chunks = dict(_riff_chunks(head))
-    if b"fmt " not in chunks or len(chunks[b"fmt "][1]) < 14:
-        return None
-    tag, channels, rate, _, block = struct.unpack_from("<HHIIH", chunks[b"fmt "][1])
-    size = chunks[b"data"][0] if b"data" in chunks else 0
-    if size == 0xFFFFFFFF and len(chunks.get(b"ds64", (0, b""))[1]) >= 16:
-        size = struct.unpack_from("<8xQ", chunks[b"ds64"][1])[0]
-    elif size >= 0x7FFF0000:  # what ffmpeg, sox and others write when they cannot seek back
-        size = 0
-    exact = tag in (1, 3, 6, 7, 0xFFFE) and size and block and rate
-    return _Wave(channels, rate, size / (block * rate) if exact else None)
-
-
-def _riff_chunks(head: bytes) -> Iterator[tuple[bytes, tuple[int, bytes]]]:
-    """(name, (declared size, first bytes)) of each chunk up to the data."""
-    position = 12
-    while position + 8 <= len(head):
-        name, size = struct.unpack_from("<4sI", head, position)
-        yield name, (size, head[position + 8 : position + 8 + min(size, 40)])
-        if name == b"data":
-            return
-        position += 8 + size + size % 2
-
-
-def _has_magic(head: bytes) -> bool:
-    form = head[:4] in (b"RIFF", b"FORM") and head[8:12] in (b"WAVE", b"AVI ", b"AIFF", b"AIFC")
-    return form or head.startswith(MAGIC + MAGIC_BINARY) or head[4:8] in MP4_BOXES or _is_mpeg_sync(head)
-
-
-def _is_mpeg_sync(head: bytes) -> bool:
-    """The start of an MPEG layer III or ADTS frame."""
-    return len(head) > 1 and head[0] == 0xFF and (head[1] & 0xE6 == 0xE2 or head[1] & 0xF6 == 0xF0)
 
 
 def _reason(exc: Exception) -> str:
