@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class Serve(ServeSettings):
     """Serve a BLSP model over HTTP."""
 
     def cli_cmd(self) -> None:
-        """Runs until SIGTERM or SIGINT; exits with 1 where the model can't be loaded."""
+        """Runs until SIGTERM or SIGINT; exits with 1 where the model can't be loaded or its engine dies."""
         _quiet_libraries()
         import uvicorn
 
@@ -60,6 +61,11 @@ class Serve(ServeSettings):
                 timeout_graceful_shutdown=int(self.drain_seconds),
             )
         )
+        for number in (
+            signal.SIGTERM,
+            signal.SIGINT,
+        ):  # uvicorn raises them again when it has drained; that is a clean end
+            signal.signal(number, lambda *_: None)
         server.run()
         if app.state.failure is not None:
             raise app.state.failure

@@ -37,3 +37,21 @@ def test_a_dead_engine_ends_the_running_stream_and_the_process(official: Path, t
         with pytest.raises(httpx.ConnectError):
             client.get("/health")
     assert "engine has died" in "".join(server.log)
+
+
+def test_sigterm_lets_running_streams_finish_and_takes_nothing_new(official: Path, tmp_path: Path) -> None:
+    with serve(official, tmp_path) as server, server.client() as client:
+        request: dict[str, Any] = {
+            "files": {"file": wav(voice(1.0))},
+            "data": {"stream": "true", "min_tokens": "600", "max_tokens": "600"},
+        }
+        with client.stream("POST", "/v1/speech", **request) as response:
+            lines = response.iter_lines()
+            assert "speech.delta" in next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            received = [line for line in lines if line]
+            with pytest.raises(httpx.ConnectError):
+                httpx.get(f"{server.url}/health")
+        assert received[-1] == "data: [DONE]"
+        assert len(received) > 500
+        assert server.process.wait(timeout=60) == 0
