@@ -12,8 +12,10 @@ from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubComm
 from rich.console import Console
 
 from models.config import CheckpointError, PaddingPolicy, PromptFormat
+from models.training import InputError
 from service.errors import ApiError, OptionError
 from service.settings import ModelSettings, ServeSettings
+from service.training_cli import Align, Continue, Evaluate, Instruct
 
 console = Console(stderr=True, highlight=False)
 
@@ -36,7 +38,6 @@ class Serve(ServeSettings):
 
     def cli_cmd(self) -> None:
         """Runs until SIGTERM or SIGINT; exits with 1 where the model can't be loaded or its engine dies."""
-        _quiet_libraries()
         import uvicorn
 
         from service.app import create_app
@@ -82,7 +83,6 @@ class Ask(ModelSettings):
 
     def cli_cmd(self) -> None:
         """Prints the reply."""
-        _quiet_libraries()
         asyncio.run(self._ask())
 
     async def _ask(self) -> None:
@@ -164,10 +164,15 @@ class Blsp(BaseSettings):
     serve: CliSubCommand[Serve] = Field(description="serve a model over HTTP")
     ask: CliSubCommand[Ask] = Field(description="ask a model about a recording, in this process")
     import_: CliSubCommand[Import] = Field(alias="import", description="convert an official BLSP checkpoint")
+    continue_: CliSubCommand[Continue] = Field(alias="continue", description="let an LLM continue transcripts")
+    align: CliSubCommand[Align] = Field(description="train an adapter")
+    evaluate: CliSubCommand[Evaluate] = Field(description="compare replies to text and to speech")
+    instruct: CliSubCommand[Instruct] = Field(description="instruction-tune an LLM")
     init: CliSubCommand[Init] = Field(description="make a checkpoint with random weights")
 
     def cli_cmd(self) -> None:
         """Runs the subcommand."""
+        _quiet_libraries()
         CliApp.run_subcommand(self)
 
 
@@ -175,6 +180,6 @@ def main() -> None:
     """Entry point; errors that a user can mend are one line and exit status 1."""
     try:
         CliApp.run(Blsp)
-    except (CheckpointError, OptionError, ApiError, OSError) as error:
+    except (CheckpointError, InputError, OptionError, ApiError, OSError) as error:
         console.print(f"[red]blsp: error:[/red] {error}")
         sys.exit(1)

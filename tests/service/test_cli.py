@@ -15,7 +15,9 @@ def blsp(*arguments: str | Path, **environment: str) -> subprocess.CompletedProc
     return subprocess.run([BLSP, *arguments], capture_output=True, text=True, env=env, timeout=200)
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["ask"], ["import"], ["init"]])
+@pytest.mark.parametrize(
+    "command", [[], ["serve"], ["ask"], ["import"], ["init"], ["continue"], ["align"], ["evaluate"], ["instruct"]]
+)
 def test_every_command_explains_itself(command: list[str]) -> None:
     done = blsp(*command, "--help")
     assert done.returncode == 0

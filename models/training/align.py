@@ -1,0 +1,122 @@
+"""Behaviour alignment: trains the adapter of a checkpoint on continuations, on Hugging Face's Trainer."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments, WhisperConfig
+
+from models.adapter import ModalityAdapter
+from models.checkpoint import Checkpoint
+from models.config import BlspConfig
+from models.training import CONTINUE
+from models.training.batches import Collator
+from models.training.manifest import Example, ReadAudio
+from models.training.model import AdapterModel, Objective
+from models.training.trainer import LengthTrainer, run
+from models.weights import load_strict, read_tensors
+
+ADAPTER = "adapter.safetensors"
+
+
+class AlignmentTrainer(LengthTrainer):
+    """A trainer of adapters, whose checkpoints hold what is trained and nothing else."""
+
+    def __init__(self, config: BlspConfig, examples: list[Example], **options: Any) -> None:
+        super().__init__([example.samples for example in examples], train_dataset=examples, **options)
+        self._config = config
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Writes a checkpoint in our layout; `state_dict` is given where DeepSpeed or FSDP has gathered the weights."""
+        prefix = "embedder.adapter."
+        weights = self.model.state_dict() if state_dict is None else state_dict
+        adapter = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+        write_adapter(adapter, self._config, Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_strict(self.model.embedder.adapter, read_tensors(Path(resume_from_checkpoint)), resume_from_checkpoint)
+
+
+def write_adapter(weights: dict[str, Tensor], config: BlspConfig, folder: Path) -> None:
+    """Writes adapter.safetensors and config.json; a kill leaves the old file or the new one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{ADAPTER}"
+    save_file({name: w.detach().float().cpu().contiguous() for name, w in weights.items()}, partial)
+    partial.replace(folder / ADAPTER)
+    config.write(folder)
+
+
+def align(
+    checkpoint: Checkpoint,
+    examples: list[Example],
+    read: ReadAudio,
+    args: TrainingArguments,
+    *,
+    objective: Objective = "ce",
+    instruction: str = CONTINUE,
+) -> AlignmentTrainer:
+    """Trains the adapter of `checkpoint`, or a new one where it has none, into `args.output_dir`; goes on from the last checkpoint there.
+
+    The result is a checkpoint in our layout that shares encoder and LLM with `checkpoint`, with TensorBoard logs and `loss.png` beside it.
+    """
+    trainer = prepare(checkpoint, examples, read, args, objective=objective, instruction=instruction)
+    run(trainer)
+    return trainer
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    examples: list[Example],
+    read: ReadAudio,
+    args: TrainingArguments,
+    *,
+    objective: Objective = "ce",
+    instruction: str = CONTINUE,
+) -> AlignmentTrainer:
+    """Everything but the training: loads the frozen parts in bfloat16 with `args.bf16`, else in float32, and the adapter in float32."""
+    dtype = torch.bfloat16 if args.bf16 else torch.float32
+    llm = AutoModelForCausalLM.from_pretrained(checkpoint.llm, dtype=dtype)
+    out = Path(args.output_dir)
+    with args.main_process_first():
+        if args.should_save and not (out / ADAPTER).exists():
+            write_adapter(first_adapter(checkpoint, llm, args.seed), shared_config(checkpoint), out)
+    embedder = replace(checkpoint, folder=out).load_embedder(dtype)
+    collator = Collator(
+        read,
+        checkpoint.prompt_builder(torch.float32),
+        embedder.speech_length,
+        embedder.encoder.config.num_mel_bins,
+        checkpoint.config.padding,
+        instruction,
+        transcripts=objective == "kl",
+    )
+    model = AdapterModel(embedder, llm, objective)
+    return AlignmentTrainer(shared_config(checkpoint), examples, model=model, args=args, data_collator=collator)
+
+
+def first_adapter(checkpoint: Checkpoint, llm: PreTrainedModel, seed: int) -> dict[str, Tensor]:
+    """The checkpoint's own adapter; where it has none, a new one whose rows have the spread of the LLM's embeddings."""
+    if (checkpoint.folder / ADAPTER).exists():
+        return dict(read_tensors(checkpoint.folder))
+    encoder_dim = int(WhisperConfig.from_pretrained(checkpoint.encoder).d_model)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapter = ModalityAdapter(encoder_dim, checkpoint.llm_dim(), checkpoint.config.adapter)
+    nn.init.constant_(adapter.speech_ln.weight, llm.get_input_embeddings().weight.float().std().item())
+    return adapter.state_dict()
+
+
+def shared_config(checkpoint: Checkpoint) -> BlspConfig:
+    """The checkpoint's config for another folder: what is a folder here is named by its absolute path."""
+    config = checkpoint.config
+    parts = {"encoder": config.encoder, "llm": config.llm}
+    folders = {
+        part: os.path.abspath(checkpoint.folder / name)
+        for part, name in parts.items()
+        if (checkpoint.folder / name).is_dir()
+    }
+    return config.model_copy(update=folders)

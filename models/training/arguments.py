@@ -1,0 +1,75 @@
+"""Hugging Face's training arguments with the published defaults, and where a killed run goes on."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from models.training import InputError
+
+
+class Recipe(NamedTuple):
+    """A training's defaults; `batch` is that of one step of all processes."""
+
+    batch: int
+    per_device: int
+    options: dict[str, Any]
+
+
+# Official code: blsp/scripts/train_stage2_ddp.sh and train_stage1_ddp.sh.
+ALIGN = Recipe(
+    768,
+    8,
+    {
+        "learning_rate": 5e-5,
+        "weight_decay": 0.05,
+        "warmup_steps": 1000,
+        "num_train_epochs": 1,
+        "ddp_find_unused_parameters": False,  # every step uses all of the adapter
+    },
+)
+INSTRUCT = Recipe(128, 4, {"learning_rate": 2e-5, "weight_decay": 0.05, "warmup_steps": 100, "num_train_epochs": 3})
+
+
+def training_arguments(out: Path, options: list[str], recipe: Recipe) -> TrainingArguments:
+    """TrainingArguments from command-line options, by default those of the recipe.
+
+    Raises InputError for an option that they do not know or refuse.
+    """
+    parser = HfArgumentParser(TrainingArguments, exit_on_error=False, prog="blsp")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    parser.set_defaults(
+        output_dir=str(out),
+        per_device_train_batch_size=recipe.per_device,
+        gradient_accumulation_steps=max(1, recipe.batch // (recipe.per_device * world)),
+        bf16=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        report_to=["tensorboard"],
+        logging_steps=10,
+        save_total_limit=2,
+        **recipe.options,
+    )
+    try:
+        args: TrainingArguments
+        (args,) = parser.parse_args_into_dataclasses(args=options, look_for_args_file=False)
+    except Exception as error:
+        raise InputError(f"training options (Hugging Face's TrainingArguments): {error}") from error
+    return args
+
+
+def last_checkpoint(out: Path) -> str | None:
+    """The newest checkpoint in a run's folder that was written to its end: the Trainer writes its state last."""
+    folders = [folder for folder in out.glob("checkpoint-*") if _is_complete(folder)]
+    return str(max(folders, key=lambda folder: int(folder.name.rpartition("-")[2]))) if folders else None
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        json.loads((folder / TRAINER_STATE_NAME).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True

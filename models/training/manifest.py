@@ -1,0 +1,114 @@
+"""Manifests: files of JSON lines, one recording each, as the official code's data preparation writes them.
+
+`{"audio": "speech.wav", "text": "what is said"}`, where the path may carry `:start:frames` to name a piece of a longer file (official
+code: blsp/src/speech_text_paired_dataset.py, get_waveform). `blsp continue` adds `samples` and `continuation`, or `dropped`.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from models.features import N_SAMPLES
+from models.training import InputError
+
+
+class AudioSpan(NamedTuple):
+    """A recording, or a piece of it: `frames` samples from `start` on, counted at 16 kHz; None: to its end."""
+
+    path: Path
+    start: int = 0
+    frames: int | None = None
+
+    @classmethod
+    def parse(cls, text: str, base: Path) -> "AudioSpan":
+        """Reads `path` or `path:start:frames`; a relative path is relative to the folder `base`."""
+        path, *numbers = text.rsplit(":", 2)
+        if len(numbers) == 2 and all(number.isdecimal() for number in numbers):
+            return cls(base / path, int(numbers[0]), int(numbers[1]))
+        return cls(base / text)
+
+    def __str__(self) -> str:
+        return str(self.path) if self.frames is None else f"{self.path}:{self.start}:{self.frames}"
+
+
+ReadAudio = Callable[[AudioSpan], Tensor]
+"""Gives the samples (n,) of a span, float32, 16 kHz; raises an error that says why it can't."""
+
+
+class Line(BaseModel):
+    """A line of a manifest; other fields are passed over."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    audio: str
+    text: str
+
+
+class ContinuedLine(Line):
+    """A line that `blsp continue` wrote."""
+
+    samples: int
+    continuation: str
+
+
+class Example(NamedTuple):
+    """What the adapter learns from: speech, its transcript, and how the LLM continues the transcript."""
+
+    audio: AudioSpan
+    samples: int
+    text: str
+    continuation: str
+
+
+AnyLine = TypeVar("AnyLine", bound=BaseModel)
+
+
+def read_json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields ("file:line", object) for each line; raises InputError for one that is not a JSON object."""
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            where = f"{file}:{number}"
+            try:
+                fields = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{where}: not JSON: {error}") from error
+            if not isinstance(fields, dict):
+                raise InputError(f"{where}: not a JSON object")
+            yield where, fields
+
+
+def read_manifest(file: Path, model: type[AnyLine]) -> list[AnyLine]:
+    """All lines of a manifest; raises InputError that names the first wrong line and its field."""
+    return [parse_line(model, where, fields) for where, fields in read_json_lines(file)]
+
+
+def parse_line(model: type[AnyLine], where: str, fields: dict[str, Any]) -> AnyLine:
+    """Checks a line's fields; raises InputError."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def read_examples(data: Path) -> list[Example]:
+    """The examples in a file, or in all `*.jsonl` of a folder, that `blsp continue` wrote; what it dropped is passed over.
+
+    Raises InputError for a wrong line, and where no line is left that fits a window of 30 s.
+    """
+    files = sorted(data.glob("*.jsonl")) if data.is_dir() else [data]
+    examples = [example for file in files for example in _examples(file) if example.samples <= N_SAMPLES]
+    if not examples:
+        raise InputError(f"{data}: no line with a continuation and at most 30 s of audio")
+    return examples
+
+
+def _examples(file: Path) -> Iterator[Example]:
+    for where, fields in read_json_lines(file):
+        if "dropped" not in fields:
+            line = parse_line(ContinuedLine, where, fields)
+            audio = AudioSpan.parse(line.audio, file.parent)
+            yield Example(audio, line.samples, line.text, line.continuation)

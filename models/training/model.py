@@ -1,0 +1,102 @@
+"""The model that is trained: frozen encoder, trained adapter, frozen LLM (paper, section 2.2)."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from models.embedder import Embedder
+from models.training.batches import IGNORED
+
+Objective = Literal["ce", "kl"]
+
+
+class AdapterModel(nn.Module):
+    """Encoder, adapter and LLM as one module whose loss trains the adapter.
+
+    `objective` "ce" is the published one, cross-entropy of the continuation given the speech; "kl" is the divergence of the LLM's
+    next-token distributions given the speech from those given the transcript.
+    """
+
+    accepts_loss_kwargs = True  # transformers' Trainer passes num_items_in_batch
+
+    def __init__(self, embedder: Embedder, llm: PreTrainedModel, objective: Objective = "ce") -> None:
+        super().__init__()
+        self.embedder = embedder.requires_grad_(False)
+        self.llm = llm.requires_grad_(False)
+        self.objective = objective
+        embedder.adapter.float().requires_grad_(True)
+
+    def train(self, mode: bool = True) -> "AdapterModel":
+        """The frozen parts stay in eval mode; but layers of the LLM checkpoint their activations in training mode only."""
+        super().train(mode)
+        self.embedder.encoder.eval()
+        self.llm.train(mode and self.llm.is_gradient_checkpointing)
+        return self
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """Recomputes the LLM's activations in the backward pass; called by transformers' Trainer."""
+        self.llm.gradient_checkpointing_enable(**options)
+
+    def forward(
+        self,
+        features: Tensor,
+        frames: Tensor,
+        lengths: Tensor,
+        input_ids: Tensor,
+        is_speech: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        text_ids: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        text_labels: Tensor | None = None,
+        num_items_in_batch: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The loss of a batch that `Collator` made: the mean over the tokens of the replies, or their sum / num_items_in_batch."""
+        rows = self.speech_rows(features, frames, lengths)
+        logits = predictions(self.llm, splice(self.llm, input_ids, is_speech, rows), attention_mask, labels)
+        if self.objective == "ce":
+            total = F.cross_entropy(logits, labels[labels != IGNORED], reduction="sum")
+        else:
+            assert text_ids is not None, "the collator leaves the transcripts out"
+            assert text_mask is not None
+            assert text_labels is not None
+            teacher = self.from_transcript(text_ids, text_mask, text_labels)
+            total = divergence(teacher, logits).sum()
+        return {"loss": total / (len(logits) if num_items_in_batch is None else num_items_in_batch)}
+
+    def speech_rows(self, features: Tensor, frames: Tensor, lengths: Tensor) -> Tensor:
+        """Features (batch, n_mels, T) with `frames` and `lengths` (batch,) -> rows of all items after each other (total, llm_dim)."""
+        with torch.no_grad():
+            states = self.embedder.encoder(features.to(self.embedder.dtype), frames)
+        return torch.cat(self.embedder.adapter(states.float(), lengths))
+
+    @torch.no_grad()
+    def from_transcript(self, text_ids: Tensor, text_mask: Tensor, text_labels: Tensor) -> Tensor:
+        """The logits given the transcript, (tokens of all replies, vocabulary)."""
+        return predictions(self.llm, self.llm.get_input_embeddings()(text_ids), text_mask, text_labels)
+
+
+def splice(llm: PreTrainedModel, ids: Tensor, is_speech: Tensor, rows: Tensor) -> Tensor:
+    """The LLM's embeddings of ids (batch, length), with rows (total, llm_dim) where speech stands: (batch, length, llm_dim)."""
+    text: Tensor = llm.get_input_embeddings()(ids)
+    return text.masked_scatter(is_speech[..., None], rows.to(text.dtype))
+
+
+def predictions(llm: PreTrainedModel, embeddings: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+    """The logits, float32 (tokens of all replies, vocabulary), with which the LLM predicts every label.
+
+    embeddings (batch, length, llm_dim) and mask, labels (batch, length). Only columns in which a reply stands are projected.
+    """
+    is_next = labels[:, 1:] != IGNORED
+    columns = is_next.any(0).nonzero().squeeze(1)
+    output = llm(inputs_embeds=embeddings, attention_mask=mask, logits_to_keep=columns, use_cache=False)
+    logits: Tensor = output.logits[is_next[:, columns]]
+    return logits.float()
+
+
+def divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(teacher || student) of each token in nats; logits (n, vocabulary) -> (n,)."""
+    return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True).sum(-1)

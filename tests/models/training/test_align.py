@@ -1,0 +1,166 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import TrainerCallback
+
+from models.checkpoint import Checkpoint, open_checkpoint
+from models.training import InputError
+from models.training.align import AlignmentTrainer, align, prepare
+from models.training.arguments import ALIGN, last_checkpoint, training_arguments
+from models.training.batches import Collator
+from models.training.manifest import Example
+from tests.models.training.conftest import read
+
+# 6 examples in steps of 4: an epoch is a full step and half a one, each in batches of 2.
+OPTIONS = [
+    "--per_device_train_batch_size=2",
+    "--gradient_accumulation_steps=2",
+    "--num_train_epochs=5",
+    "--save_steps=3",
+    "--logging_steps=1",
+    "--learning_rate=3e-3",
+    "--warmup_steps=2",
+    "--use_cpu",
+    "--disable_tqdm=true",
+    "--dataloader_pin_memory=false",
+]
+
+
+def run(checkpoint: Checkpoint, examples: list[Example], out: Path, *more: str, **options: str) -> AlignmentTrainer:
+    return align(checkpoint, examples, read, training_arguments(out, [*OPTIONS, *more], ALIGN), **options)
+
+
+@pytest.fixture(scope="module")
+def finished(
+    checkpoint: Checkpoint, examples: list[Example], tmp_path_factory: pytest.TempPathFactory
+) -> AlignmentTrainer:
+    return run(checkpoint, examples, tmp_path_factory.mktemp("straight"))
+
+
+def adapter(folder: str | Path) -> dict[str, Tensor]:
+    return load_file(Path(folder) / "adapter.safetensors")
+
+
+def logged_losses(trainer: AlignmentTrainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+class Killed(TrainerCallback):
+    def on_step_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+
+def test_a_killed_run_goes_on_bit_exactly(
+    checkpoint: Checkpoint, examples: list[Example], finished: AlignmentTrainer, tmp_path: Path
+) -> None:
+    trainer = prepare(checkpoint, examples, read, training_arguments(tmp_path, OPTIONS, ALIGN))
+    trainer.add_callback(Killed)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")  # in the middle of an epoch
+
+    resumed = run(checkpoint, examples, tmp_path)
+    assert resumed.state.global_step == finished.state.global_step == 10
+    expected = adapter(finished.args.output_dir)
+    for name, weight in adapter(tmp_path).items():
+        assert torch.equal(weight, expected[name]), name
+    assert logged_losses(resumed) == logged_losses(finished)
+
+
+def test_the_loss_falls(finished: AlignmentTrainer) -> None:
+    losses = logged_losses(finished)
+    assert sum(losses[-2:]) < sum(losses[:2]) - 0.3  # two steps are an epoch
+
+
+def test_only_what_is_trained_is_saved(checkpoint: Checkpoint, finished: AlignmentTrainer) -> None:
+    out = Path(finished.args.output_dir)
+    before = adapter(checkpoint.folder)
+    for folder in (out, Path(last_checkpoint(out) or "")):
+        after = adapter(folder)
+        assert after.keys() == before.keys()
+        assert all(not torch.equal(after[name], before[name]) for name in before)
+        assert [file.name for file in folder.glob("*.safetensors")] == ["adapter.safetensors"]
+        assert not list(folder.glob("*.bin"))
+    state = torch.load(Path(last_checkpoint(out) or "") / "optimizer.pt", weights_only=True)["state"]
+    moments = [moment["exp_avg"].shape for moment in state.values()]
+    assert sorted(moments) == sorted(weight.shape for weight in before.values())
+
+
+def test_the_result_is_a_checkpoint(finished: AlignmentTrainer, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    for folder in (finished.args.output_dir, last_checkpoint(Path(finished.args.output_dir))):
+        trained = open_checkpoint(str(folder), tmp_path)
+        assert trained.llm.samefile(checkpoint.llm)
+        assert trained.config.prompt_format == checkpoint.config.prompt_format
+        trained.load_embedder()
+
+
+def test_frozen_parts_stay(finished: AlignmentTrainer, checkpoint: Checkpoint) -> None:
+    before = checkpoint.load_embedder().encoder.state_dict()
+    assert all(torch.equal(w, before[name]) for name, w in finished.model.embedder.encoder.state_dict().items())
+    assert all(p.grad is None for p in finished.model.llm.parameters())
+
+
+def test_logs_and_plot(finished: AlignmentTrainer) -> None:
+    out = Path(finished.args.output_dir)
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert list(out.rglob("events.out.tfevents.*"))
+    assert len(json.loads((out / "trainer_state.json").read_text())["log_history"]) == 11
+
+
+def test_kl_trains_too(checkpoint: Checkpoint, examples: list[Example], tmp_path: Path) -> None:
+    trainer = run(checkpoint, examples, tmp_path, "--max_steps", "6", "--gradient_checkpointing", objective="kl")
+    losses = logged_losses(trainer)
+    assert sum(losses[-2:]) < sum(losses[:2])
+
+
+def test_a_new_adapter_starts_at_the_spread_of_the_embeddings(
+    checkpoint: Checkpoint, examples: list[Example], collator: Collator, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(checkpoint.folder, bare, ignore=shutil.ignore_patterns("adapter.safetensors"))
+    args = training_arguments(tmp_path / "out", OPTIONS, ALIGN)
+    trainer = prepare(open_checkpoint(str(bare), tmp_path), examples, read, args)
+    batch = collator(examples)
+    rows = trainer.model.speech_rows(batch["features"], batch["frames"], batch["lengths"])
+    embeddings = trainer.model.llm.get_input_embeddings().weight
+    assert rows.std().item() == pytest.approx(embeddings.std().item(), rel=0.05)
+
+
+def test_every_epoch_has_its_own_order(checkpoint: Checkpoint, examples: list[Example], tmp_path: Path) -> None:
+    trainer = prepare(checkpoint, examples, read, training_arguments(tmp_path, OPTIONS, ALIGN))
+    sampler = trainer._get_train_sampler()
+    orders = []
+    for epoch in (None, 0.67, 1.0, 1.67, 2.0):
+        trainer.state.epoch = epoch
+        orders.append(list(sampler))
+    assert orders[0] == orders[1]
+    assert orders[2] == orders[3]
+    assert orders[0] != orders[2] != orders[4]
+
+
+def test_half_written_checkpoints_are_passed_over(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path) is None
+    for step, state in {9: "{}", 10: "{}", 11: "{", 12: None}.items():
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_published_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    args = training_arguments(tmp_path, ["--use_cpu"], ALIGN)
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 768
+    assert (args.learning_rate, args.weight_decay, args.warmup_steps, args.num_train_epochs) == (5e-5, 0.05, 1000, 1)
+
+
+@pytest.mark.parametrize("options", [["--no-such-option", "1"], ["--learning_rate", "fast"]])
+def test_wrong_options(tmp_path: Path, options: list[str]) -> None:
+    with pytest.raises(InputError, match="training options"):
+        training_arguments(tmp_path, options, ALIGN)

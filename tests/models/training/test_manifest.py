@@ -1,0 +1,51 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from models.features import N_SAMPLES
+from models.training import InputError
+from models.training.manifest import AudioSpan, Line, read_examples, read_manifest
+
+
+@pytest.mark.parametrize(
+    ("text", "span"),
+    [
+        ("a.wav", AudioSpan(Path("/data/a.wav"))),
+        ("/other/a.wav", AudioSpan(Path("/other/a.wav"))),
+        ("a.wav:16000:8000", AudioSpan(Path("/data/a.wav"), 16000, 8000)),
+        ("a:b.wav", AudioSpan(Path("/data/a:b.wav"))),
+        ("12:30:one.wav", AudioSpan(Path("/data/12:30:one.wav"))),
+    ],
+)
+def test_spans(text: str, span: AudioSpan) -> None:
+    assert AudioSpan.parse(text, Path("/data")) == span
+    assert AudioSpan.parse(str(span), Path()) == span
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"audio": "a.wav"}', '{"audio": 3, "text": ""}'])
+def test_a_wrong_line_is_named(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "manifest.jsonl"
+    file.write_text('{"audio": "a.wav", "text": "a", "speaker": 7}\n' + line + "\n")
+    with pytest.raises(InputError, match=r"manifest\.jsonl:2"):
+        read_manifest(file, Line)
+
+
+def test_examples_of_a_folder(tmp_path: Path) -> None:
+    good = {"index": 0, "audio": "a.wav", "text": "a", "samples": 5, "continuation": "b"}
+    shards = {
+        "0.jsonl": [good, {"index": 2, "audio": "x.wav", "text": "x", "dropped": "empty text"}],
+        "1.jsonl": [good | {"audio": "/b.wav:1:5"}, good | {"samples": N_SAMPLES + 1}],
+    }
+    for name, lines in shards.items():
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    first, second = read_examples(tmp_path)
+    assert first == (AudioSpan(tmp_path / "a.wav"), 5, "a", "b")
+    assert second.audio == AudioSpan(Path("/b.wav"), 1, 5)
+    assert read_examples(tmp_path / "0.jsonl") == [first]
+
+
+def test_nothing_to_learn_from(tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl").write_text('{"dropped": "empty text"}\n')
+    with pytest.raises(InputError, match="no line with a continuation"):
+        read_examples(tmp_path)
