@@ -13,9 +13,21 @@ from torch.nn import functional as F
 from transformers import WhisperConfig
 
 
+ROWS = 64
+
+
 def encoder_length(frames: int) -> int:
     """Positions that the encoder makes of `frames` feature frames: its second convolution halves them, rounded up."""
     return (frames - 1) // 2 + 1
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear layer over packed rows (total, in) -> (total, out), filled up to a multiple of `ROWS` rows.
+
+    Kernels are compiled, or chosen, for each number of rows: so there are few of them however long the windows are.
+    """
+    y = F.linear(F.pad(x, (0, 0, 0, -len(x) % ROWS)), weight, bias)
+    return y[: len(x)]
 
 
 def convolve(conv: nn.Conv1d, items: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -26,7 +38,7 @@ def convolve(conv: nn.Conv1d, items: Sequence[Tensor]) -> tuple[Tensor, ...]:
     width, stride = conv.kernel_size[0], conv.stride[0]
     padded = (F.pad(x, (0, 0, width // 2, width // 2)) for x in items)
     rows = [x.unfold(0, width, stride).flatten(1) for x in padded]  # (length'_i, in * width)
-    y = F.linear(torch.cat(rows), conv.weight.flatten(1), conv.bias)  # (total, out)
+    y = linear(torch.cat(rows), conv.weight.flatten(1), conv.bias)  # (total, out)
     return torch.split(y, [len(row) for row in rows])
 
 
@@ -41,15 +53,16 @@ class SelfAttention(nn.Module):
         self.q_proj = nn.Linear(dim, dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, lengths: list[int]) -> Tensor:
-        """x (total, dim), the positions of windows of `lengths` after each other -> (total, dim)."""
-        q, k, v = (proj(x).unflatten(-1, (self.heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+    def forward(self, x: Tensor, lengths: list[int], filler: int) -> Tensor:
+        """x (total, dim), the positions of windows of `lengths` and `filler` more rows after each other -> (total, dim)."""
+        qkv = (proj(x)[: len(x) - filler] for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in qkv)
         if len(set(lengths)) == 1:
             y = self._attend(*(t.unflatten(0, (len(lengths), -1)) for t in (q, k, v))).flatten(0, 1)
         else:
             windows = zip(*(t.split(lengths) for t in (q, k, v)), strict=True)
             y = torch.cat([self._attend(*window) for window in windows])
-        return self.out_proj(y)
+        return self.out_proj(F.pad(y, (0, 0, 0, filler)))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Three of (..., length, heads, dim / heads) -> (..., length, dim)."""
@@ -68,9 +81,9 @@ class EncoderLayer(nn.Module):
         self.fc2 = nn.Linear(ffn_dim, dim)
         self.final_layer_norm = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, lengths: list[int]) -> Tensor:
+    def forward(self, x: Tensor, lengths: list[int], filler: int) -> Tensor:
         """x (total, dim) -> the same shape."""
-        x = x + self.self_attn(self.self_attn_layer_norm(x), lengths)
+        x = x + self.self_attn(self.self_attn_layer_norm(x), lengths, filler)
         return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
 
 
@@ -101,6 +114,9 @@ class WhisperEncoder(nn.Module):
             items = [F.gelu(x) for x in convolve(conv, items)]  # (length_i, dim)
         lengths = [len(x) for x in items]
         x = torch.cat([x + self.embed_positions.weight[: len(x)] for x in items])  # (total, dim)
+        filler = -len(x) % ROWS
+        x = F.pad(x, (0, 0, 0, filler))
         for layer in self.layers:
-            x = layer(x, lengths)
-        return nn.utils.rnn.pad_sequence(self.layer_norm(x).split(lengths), batch_first=True)
+            x = layer(x, lengths, filler)
+        x = self.layer_norm(x[: len(x) - filler])
+        return nn.utils.rnn.pad_sequence(x.split(lengths), batch_first=True)
