@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import WhisperConfig
 
-
-ROWS = 64
+ROWS = 64  # what numbers of packed rows are multiples of
 
 
 def encoder_length(frames: int) -> int:
