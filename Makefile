@@ -1,14 +1,14 @@
 # The targets are the documentation: `make setup`, then `make serve` in one shell and `make test` in another.
 
 PYTHON ?= python3
-MODEL ?= build/reference
+MODEL ?= models/demo/checkpoint
 PORT ?= 8000
 # Where pip may find torch's CPU wheel, for example --find-links DIR or --extra-index-url URL (the CPU index that
 # pytorch.org's install page names). Without it, pip takes the wheel that its own configuration finds.
 PIP_FLAGS ?=
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 
-.PHONY: help setup setup-plain-torch serve test check bench lock clean
+.PHONY: help setup setup-plain-torch serve demo-model test check bench lock clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -28,11 +28,11 @@ setup-plain-torch:
 	$(PIP) --no-deps --require-hashes -r build/requirements.lock
 	$(PIP) torch==2.13.0
 
-serve: .venv/bin/blsp $(MODEL)/config.json ## Serve MODEL (default: a small random model) on PORT (default: 8000).
+serve: .venv/bin/blsp ## Serve MODEL (default: the demo model) on PORT (default: 8000).
 	.venv/bin/blsp serve $(MODEL) --port $(PORT)
 
-build/reference/config.json: | .venv/bin/blsp
-	.venv/bin/blsp init $(@D)
+demo-model: .venv/bin/blsp ## Make the demo model from nothing: synthesise speech, train, evaluate (about three hours on two cores; goes on where it was killed).
+	.venv/bin/python -m models.demo.build
 
 check: .venv/bin/blsp ## Lint, formatting, types and the rules of which part may import which.
 	.venv/bin/ruff check .

@@ -14,7 +14,7 @@ from rich.console import Console
 from models.config import CheckpointError, PaddingPolicy, PromptFormat
 from models.training import InputError
 from service.errors import ApiError, OptionError
-from service.settings import ModelSettings, ServeSettings
+from service.settings import DEMO, ModelSettings, ServeSettings, model_name
 from service.training_cli import Align, Continue, Evaluate, Instruct
 
 console = Console(stderr=True, highlight=False)
@@ -77,7 +77,7 @@ class Ask(ModelSettings):
 
     audio: CliPositionalArg[Path] = Field(description="the recording")
     instruction: CliPositionalArg[str] = Field("", description="what to do with it")
-    model: str = Field("build/reference", description="folder or Hugging Face id of a checkpoint")
+    model: str = Field(str(DEMO), description="folder or Hugging Face id of a checkpoint; default: the demo model")
     max_tokens: int | None = Field(None, ge=1, description="most tokens to generate")
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy")
 
@@ -89,7 +89,7 @@ class Ask(ModelSettings):
         from service.loading import load
         from service.speech import SpeechRequest
 
-        service = await load(self, Path(self.model).name, _progress)
+        service = await load(self, model_name(self.model), _progress)
         try:
             with self.audio.open("rb") as file:
                 recording = await service.listener.hear(file)

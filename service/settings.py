@@ -17,12 +17,20 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+import models
+
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+DEMO = Path(models.__file__).parent / "demo" / "checkpoint"  # the model that ships with the project
 
 
 def default_cache() -> Path:
     """Where converted checkpoints are kept: $XDG_CACHE_HOME/blsp, by default ~/.cache/blsp."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blsp"
+
+
+def model_name(model: str) -> str:
+    """What a checkpoint is called where nobody names it: the last part of its path or id."""
+    return "blsp-demo" if Path(model) == DEMO else Path(model).name
 
 
 class ModelSettings(BaseSettings):
@@ -31,7 +39,7 @@ class ModelSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="BLSP_", extra="forbid", protected_namespaces=())
 
     model: CliPositionalArg[str] = Field(
-        description="folder or Hugging Face id of a checkpoint, in our layout or the official BLSP one"
+        str(DEMO), description="folder or Hugging Face id of a checkpoint, in our layout or the official BLSP one"
     )
     dtype: Dtype = Field("auto", description="precision of encoder, adapter and LLM; auto: the LLM's own")
     device: str = Field("auto", description="where the encoder runs, e.g. cuda:0; auto: the first GPU, else the CPU")
@@ -72,4 +80,4 @@ class ServeSettings(ModelSettings):
 
     def name(self) -> str:
         """The model's name in the API."""
-        return self.served_model_name or Path(self.model).name
+        return self.served_model_name or model_name(self.model)

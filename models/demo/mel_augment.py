@@ -1,0 +1,85 @@
+"""Cheap changes to log-mel features, drawn anew each time an utterance is trained on: another vocal tract, gain, tilt, and masks."""
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+N_MELS = 80
+_WARPS = tuple(float(w) for w in np.linspace(0.84, 1.2, 19))
+_TOP_HZ = 8000.0
+_MASK_FRAMES, _MASK_MELS = 14, 12
+_MASK_SHARE = 0.75  # of utterances
+_CURVES, _CURVE_SPREAD = 5, 0.08  # cosines over the bands; 0.25 is 10 dB
+
+
+def augment(features: Tensor, frames: Tensor, generator: torch.Generator) -> Tensor:
+    """Changes a batch (batch, 80, T) with `frames` (batch,) real frames each; what lies behind them is zero in the result."""
+    batch, _, width = features.shape
+    real = torch.arange(width) < frames[:, None]  # (batch, T)
+    lowest = features.masked_fill(~real[:, None], torch.inf).amin((1, 2))
+    warps = _warp_matrices()[torch.randint(len(_WARPS), (batch,), generator=generator)]  # (batch, 80, 80)
+    features = warps.to(features.dtype) @ features
+    gain = _uniform((batch, 1, 1), -0.3, 0.2, generator)
+    features = features + _equaliser(batch, generator) + gain
+    masked = _mask(frames, width, generator)
+    features = torch.where(masked, lowest[:, None, None], features)
+    return features * real[:, None]
+
+
+def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(shape, generator=generator)
+
+
+def _equaliser(batch: int, generator: torch.Generator) -> Tensor:
+    """A smooth random curve over the bands for each item (batch, 80, 1): another microphone, another speaker's voice."""
+    positions = torch.arange(N_MELS) / N_MELS
+    orders = torch.arange(1, _CURVES + 1)
+    curves = torch.cos(torch.pi * orders[:, None] * positions)  # (curves, 80)
+    weights = torch.randn((batch, _CURVES), generator=generator) * _CURVE_SPREAD
+    return (weights @ curves)[..., None]
+
+
+def _mask(frames: Tensor, width: int, generator: torch.Generator) -> Tensor:
+    """SpecAugment: two bands of time and one of frequency, in most utterances; bool (batch, 80, T)."""
+    batch = len(frames)
+    bands = [_band(width, frames, _MASK_FRAMES, generator)[:, None] for _ in range(2)]  # (batch, 1, T)
+    bands.append(_band(N_MELS, torch.full((batch,), N_MELS), _MASK_MELS, generator)[:, :, None])  # (batch, 80, 1)
+    masked = bands[0] | bands[1] | bands[2]
+    return masked & (torch.rand((batch, 1, 1), generator=generator) < _MASK_SHARE)
+
+
+def _band(width: int, lengths: Tensor, longest: int, generator: torch.Generator) -> Tensor:
+    """One random band per item, of up to `longest` positions that begin within its length; bool (batch, width)."""
+    begin = torch.rand(lengths.shape, generator=generator) * lengths
+    size = torch.rand(lengths.shape, generator=generator) * longest
+    positions = torch.arange(width)
+    return (positions >= begin[:, None]) & (positions < (begin + size)[:, None])
+
+
+@cache
+def _warp_matrices() -> Tensor:
+    """(warps, 80, 80): each reads the features at frequencies stretched by its factor (vocal tract length perturbation)."""
+    return torch.stack([_warp_matrix(warp) for warp in _WARPS])
+
+
+def _warp_matrix(warp: float) -> Tensor:
+    mels = torch.linspace(0, _mel(torch.tensor(_TOP_HZ)).item(), N_MELS)
+    source = _mel((_hertz(mels) * warp).clamp(max=_TOP_HZ)) / mels[1]  # in bins
+    low = source.floor().clamp(max=N_MELS - 2).long()
+    share = (source - low).clamp(max=1.0)
+    matrix = torch.zeros(N_MELS, N_MELS)
+    rows = torch.arange(N_MELS)
+    matrix[rows, low] += 1 - share
+    matrix[rows, low + 1] += share
+    return matrix
+
+
+def _mel(hertz: Tensor) -> Tensor:
+    """Slaney's mel scale: linear up to 1 kHz, logarithmic above."""
+    return torch.where(hertz < 1000, hertz * 3 / 200, 15 + (hertz.clamp(min=1000) / 1000).log() * 27 / np.log(6.4))
+
+
+def _hertz(mels: Tensor) -> Tensor:
+    return torch.where(mels < 15, mels * 200 / 3, 1000 * ((mels.clamp(min=15) - 15) * np.log(6.4) / 27).exp())

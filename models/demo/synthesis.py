@@ -1,0 +1,21 @@
+"""Text to speech with any of the demo's voices, at a random rate and pitch."""
+
+import numpy as np
+
+from models.demo import festival, flite
+from models.demo.espeak import espeak
+from models.demo.speech import Utterance
+from models.demo.voices import Voice
+
+
+def speak(text: str, voice: Voice, rng: np.random.Generator) -> Utterance:
+    """Says lowercase `text` as the engine of `voice` does; how fast and how high is drawn from `rng`.
+
+    Raises OSError where the engine is not installed.
+    """
+    if voice.engine == "espeak":
+        rate, pitch, pitch_range = (int(rng.integers(*bounds)) for bounds in ((130, 211), (20, 81), (20, 81)))
+        return espeak().speak(text, voice, rate, pitch, pitch_range)
+    if voice.engine == "flite":
+        return flite.speak(text, voice, float(rng.uniform(0.85, 1.25)))
+    return festival.speak(text, voice)
