@@ -15,6 +15,8 @@ from pathlib import Path
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.settings import model_name
+
 BLSP = Path(sys.executable).with_name("blsp")
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -60,7 +62,7 @@ def serve(checkpoint: Path, cache: Path, *options: str) -> Iterator[Server]:
         text=True,
         env=os.environ | {"COLUMNS": "200"},
     )
-    server = Server(f"http://127.0.0.1:{port}", checkpoint.name, checkpoint, cache, process)
+    server = Server(f"http://127.0.0.1:{port}", model_name(str(checkpoint)), checkpoint, cache, process)
     assert process.stderr is not None
     for line in process.stderr:
         server.log.append(line)

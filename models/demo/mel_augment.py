@@ -11,7 +11,6 @@ _WARPS = tuple(float(w) for w in np.linspace(0.84, 1.2, 19))
 _TOP_HZ = 8000.0
 _MASK_FRAMES, _MASK_MELS = 14, 12
 _MASK_SHARE = 0.75  # of utterances
-_CURVES, _CURVE_SPREAD = 5, 0.08  # cosines over the bands; 0.25 is 10 dB
 
 
 def augment(features: Tensor, frames: Tensor, generator: torch.Generator) -> Tensor:
@@ -21,8 +20,8 @@ def augment(features: Tensor, frames: Tensor, generator: torch.Generator) -> Ten
     lowest = features.masked_fill(~real[:, None], torch.inf).amin((1, 2))
     warps = _warp_matrices()[torch.randint(len(_WARPS), (batch,), generator=generator)]  # (batch, 80, 80)
     features = warps.to(features.dtype) @ features
-    gain = _uniform((batch, 1, 1), -0.3, 0.2, generator)
-    features = features + _equaliser(batch, generator) + gain
+    tilt = torch.linspace(-1, 1, N_MELS)[None, :, None] * _uniform((batch, 1, 1), -0.15, 0.15, generator)
+    features = features + tilt + _uniform((batch, 1, 1), -0.3, 0.2, generator)
     masked = _mask(frames, width, generator)
     features = torch.where(masked, lowest[:, None, None], features)
     return features * real[:, None]
@@ -30,15 +29,6 @@ def augment(features: Tensor, frames: Tensor, generator: torch.Generator) -> Ten
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
     return low + (high - low) * torch.rand(shape, generator=generator)
-
-
-def _equaliser(batch: int, generator: torch.Generator) -> Tensor:
-    """A smooth random curve over the bands for each item (batch, 80, 1): another microphone, another speaker's voice."""
-    positions = torch.arange(N_MELS) / N_MELS
-    orders = torch.arange(1, _CURVES + 1)
-    curves = torch.cos(torch.pi * orders[:, None] * positions)  # (curves, 80)
-    weights = torch.randn((batch, _CURVES), generator=generator) * _CURVE_SPREAD
-    return (weights @ curves)[..., None]
 
 
 def _mask(frames: Tensor, width: int, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,7 @@
 """Chat completions, as OpenAI's own client sees them."""
 
 import base64
+from collections.abc import Iterator
 
 import openai
 import pytest
@@ -11,8 +12,9 @@ from tests.sounds import voice, wav
 
 
 @pytest.fixture
-def client(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 def spoken(seconds: float, text: str = "What is said here?") -> list[ChatCompletionMessageParam]:

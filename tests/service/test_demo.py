@@ -44,13 +44,13 @@ def test_it_repeats_and_translates_words_of_every_sentence(demo: Server) -> None
 
 
 def test_text_is_understood_to_the_letter(demo: Server) -> None:
-    client = openai.OpenAI(base_url=f"{demo.url}/v1", api_key="none")
-    for row in ROWS[:3]:
-        message = f"Please translate the following audio into German text. {row['text']}"
-        reply = client.chat.completions.create(
-            model=demo.model, messages=[{"role": "user", "content": message}], temperature=0
-        )
-        assert reply.choices[0].message.content == row["german"]
+    with openai.OpenAI(base_url=f"{demo.url}/v1", api_key="none") as client:
+        for row in ROWS[:3]:
+            message = f"Please translate the following audio into German text. {row['text']}"
+            reply = client.chat.completions.create(
+                model=demo.model, messages=[{"role": "user", "content": message}], temperature=0
+            )
+            assert reply.choices[0].message.content == row["german"]
 
 
 def test_it_is_the_default() -> None:

@@ -1,6 +1,7 @@
 """Transcriptions and translations, as OpenAI's own client sees them."""
 
 import re
+from collections.abc import Iterator
 
 import numpy as np
 import openai
@@ -17,8 +18,9 @@ CUTS = [0.0, 25.25, 45.75, 73.0]
 
 
 @pytest.fixture
-def client(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 def test_json_is_what_the_native_endpoint_says(client: openai.OpenAI, server: Server) -> None:
