@@ -1,7 +1,7 @@
 """Audio samples to log-mel features, and recordings to 30-second windows.
 
 Equal to Whisper's features (openai/whisper audio.py, transformers' WhisperFeatureExtractor) within 1e-4, but computed for the real frames
-only: what Whisper sees of the padding is a constant, added by `pad_features` where a checkpoint asks for it.
+only: what Whisper sees of the padding is a constant, added where a checkpoint asks for it.
 """
 
 from functools import lru_cache
