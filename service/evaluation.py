@@ -130,7 +130,9 @@ def evaluate(
         speech = model.from_speech(spans, instructions, max_tokens)
         pairs += map(Pair, text, speech)
         advance(len(batch))
-    alignment = measure_alignment(model, questions, base, advance) if isinstance(model, LocalModel) else None
+    alignment = (
+        measure_alignment(model, recordings(questions), base, advance) if isinstance(model, LocalModel) else None
+    )
     replies = [
         question.model_dump() | {"reply_to_text": pair.text, "reply_to_speech": pair.speech}
         for question, pair in zip(questions, pairs, strict=True)
@@ -152,10 +154,12 @@ def work(questions: Sequence[Question], model: Model) -> int:
     return len(questions) + (len(recordings(questions)) if isinstance(model, LocalModel) else 0)
 
 
-def measure_alignment(model: LocalModel, questions: Sequence[Question], base: Path, advance: Advance) -> Alignment:
-    """Compares the predictions of the LLM's own continuations of the transcripts, recording by recording."""
+def measure_alignment(
+    model: LocalModel, heard: Sequence[tuple[str, str]], base: Path, advance: Advance = lambda done: None
+) -> Alignment:
+    """Compares the predictions of the LLM's own continuations of the transcripts, over pairs of recording and transcript."""
     found: list[TokenAlignment] = []
-    for batch in _batches(recordings(questions)):
+    for batch in _batches(heard):
         spans = [AudioSpan.parse(audio, base) for audio, _ in batch]
         texts = [text for _, text in batch]
         continuations = model.from_text(texts, [CONTINUE] * len(texts), CONTINUATION_TOKENS)

@@ -50,6 +50,13 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
         settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     )
     torch.set_num_threads(settings.encoder_threads or max(1, (os.cpu_count() or 2) // 2))
+    if settings.self_check is not None:
+        from service.self_check import self_check  # transformers' models and plots, which a server has no other use for
+
+        progress(f"Checking the adapter with {settings.self_check}")
+        await asyncio.to_thread(
+            self_check, checkpoint, settings.self_check, settings.self_check_agreement, device, progress
+        )
     progress(f"Loading encoder and adapter on {device}")
     embedder = await asyncio.to_thread(checkpoint.load_embedder, torch.float32, device)
     progress("Starting the vLLM engine")

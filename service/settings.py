@@ -50,6 +50,13 @@ class ModelSettings(BaseSettings):
     embedding_cache_mib: int = Field(256, ge=0, description="memory for embeddings of recordings heard before; 0: none")
     max_audio_seconds: float = Field(600.0, gt=0, description="longest audio of a request, seconds")
     max_uploads: int = Field(256, ge=1, description="recordings that are decoded at the same time; further ones wait")
+    self_check: Path | None = Field(
+        None,
+        description='JSON lines {"audio", "text"}: refuse to start where the LLM does not hear in them what it reads',
+    )
+    self_check_agreement: float = Field(
+        0.6, ge=0, le=1, description="share of next tokens that must be the same, heard and read"
+    )
     cache: Path = Field(default_factory=default_cache, description="folder for converted official checkpoints")
     vllm: CliUnknownArgs = Field([], description="further options are vLLM's engine options, e.g. --max-model-len 4096")
 

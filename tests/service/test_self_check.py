@@ -1,0 +1,56 @@
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.checkpoint import open_checkpoint
+from models.config import CheckpointError
+from models.training import InputError
+from service.self_check import self_check
+from service.settings import DEMO, ServeSettings
+from tests.serving import BLSP
+
+SAMPLES = DEMO.parent / "samples"
+THRESHOLD = ServeSettings.model_fields["self_check_agreement"].default
+
+
+def manifest(folder: Path, shift: int) -> Path:
+    """The demo's samples, each with the transcript of the one `shift` places on."""
+    rows = json.loads((SAMPLES / "samples.json").read_text())
+    file = folder / "check.jsonl"
+    lines = (
+        {"audio": str(SAMPLES / row["file"]), "text": rows[(i + shift) % len(rows)]["text"]}
+        for i, row in enumerate(rows)
+    )
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def test_an_adapter_that_fits(tmp_path: Path) -> None:
+    said: list[str] = []
+    checkpoint = open_checkpoint(str(DEMO), tmp_path)
+    alignment = self_check(checkpoint, manifest(tmp_path, 0), THRESHOLD, torch.device("cpu"), said.append)
+    assert alignment.top1_agreement > THRESHOLD
+    assert "fits its LLM" in said[0]
+
+
+def test_an_adapter_that_hears_something_else_is_refused(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(DEMO), tmp_path)
+    with pytest.raises(CheckpointError, match=r"does not fit its LLM.*--self-check-agreement"):
+        self_check(checkpoint, manifest(tmp_path, 5), THRESHOLD, torch.device("cpu"), print)
+
+
+def test_nothing_to_check_with(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(InputError, match=r"empty\.jsonl"):
+        self_check(open_checkpoint(str(DEMO), tmp_path), tmp_path / "empty.jsonl", 0.5, torch.device("cpu"), print)
+
+
+def test_a_server_with_a_misfit_does_not_start(tmp_path: Path) -> None:
+    command = [BLSP, "serve", "--port", "0", "--self-check", manifest(tmp_path, 5)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1
+    assert "does not fit its LLM" in done.stderr
+    assert "Traceback" not in done.stderr
