@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from models.demo import continuations, evaluate, export, heldout, train_adapter, train_encoder, train_llm
+from models.demo import compare, continuations, evaluate, export, heldout, train_adapter, train_encoder, train_llm
 from models.demo.corpus import Shard, build_shards
 from models.demo.samples import write_samples
 from models.demo.tokenizer import build as build_tokenizer
@@ -22,7 +22,8 @@ from models.demo.train_adapter import EncodedSpeech
 
 SEED = 1
 SHARDS = 40  # of 2,000 utterances
-ENCODER_STEPS, LLM_STEPS, ADAPTER_STEPS = 6000, 6000, 2200
+ENCODER_STEPS, LLM_STEPS, ADAPTER_STEPS = 6000, 10000, 3000
+COMPARISON_STEPS = 1200
 ADAPTER_UTTERANCES = 40_000
 PROCESSES = 2
 
@@ -118,6 +119,23 @@ def evaluation() -> None:
     print(json.dumps(continuations.summary(continuations.read(CONTINUATIONS))))
 
 
+def comparison() -> None:
+    """Trains the adapter with other choices, all alike and shorter, and measures each."""
+    model, tokenizer = export.read_llm(LLM)
+    replies = continuations.read(CONTINUATIONS)
+    compare.compare(
+        _recogniser(),
+        model,
+        tokenizer,
+        EncodedSpeech.load(STATES),
+        replies,
+        TESTS,
+        WORK / "comparison",
+        COMPARISON_STEPS,
+        SEED,
+    )
+
+
 def samples() -> None:
     """Records a dozen samples."""
     write_samples(SAMPLES, SEED)
@@ -133,7 +151,7 @@ STAGES: dict[str, Callable[[], None]] = {
     "evaluation": evaluation,
     "samples": samples,
 }
-_ALONE: dict[str, Callable[[], None]] = {"encoder": encoder, "llm": llm}
+_ALONE: dict[str, Callable[[], None]] = {"encoder": encoder, "llm": llm, "comparison": comparison}
 
 
 def _together(jobs: list[tuple[Callable[..., None], tuple[object, ...]]]) -> None:

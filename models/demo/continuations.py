@@ -44,6 +44,11 @@ def restated_share(text: str, continuation: str) -> float:
     return sum(word in said for word in content) / max(1, len(content))
 
 
+def restates(text: str, continuation: str) -> bool:
+    """Whether any word of `text` comes back, function words included."""
+    return not set(text.split()).isdisjoint(continuation.split())
+
+
 def summary(continued: dict[str, str]) -> dict[str, float]:
     """Of how the continuations relate to their sentences: the shares that bring back all content words, none, or some, and the mean."""
     shares = [restated_share(text, continuation) for text, continuation in continued.items()]

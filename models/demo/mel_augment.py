@@ -13,8 +13,11 @@ _MASK_FRAMES, _MASK_MELS = 14, 12
 _MASK_SHARE = 0.75  # of utterances
 
 
-def augment(features: Tensor, frames: Tensor, generator: torch.Generator) -> Tensor:
-    """Changes a batch (batch, 80, T) with `frames` (batch,) real frames each; what lies behind them is zero in the result."""
+def augment(features: Tensor, frames: Tensor, generator: torch.Generator, masks: bool = True) -> Tensor:
+    """Changes a batch (batch, 80, T) with `frames` (batch,) real frames each; what lies behind them is zero in the result.
+
+    Without `masks` every word can still be heard.
+    """
     batch, _, width = features.shape
     real = torch.arange(width) < frames[:, None]  # (batch, T)
     lowest = features.masked_fill(~real[:, None], torch.inf).amin((1, 2))
@@ -22,8 +25,8 @@ def augment(features: Tensor, frames: Tensor, generator: torch.Generator) -> Ten
     features = warps.to(features.dtype) @ features
     tilt = torch.linspace(-1, 1, N_MELS)[None, :, None] * _uniform((batch, 1, 1), -0.15, 0.15, generator)
     features = features + tilt + _uniform((batch, 1, 1), -0.3, 0.2, generator)
-    masked = _mask(frames, width, generator)
-    features = torch.where(masked, lowest[:, None, None], features)
+    if masks:
+        features = torch.where(_mask(frames, width, generator), lowest[:, None, None], features)
     return features * real[:, None]
 
 

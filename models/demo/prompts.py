@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerFast
 
-from models.demo.tokenizer import ASSISTANT, HUMAN
+from models.prompt import ASSISTANT, HUMAN
 
 
 class Prompt(NamedTuple):

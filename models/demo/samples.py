@@ -29,7 +29,14 @@ def write_samples(folder: Path, seed: int) -> None:
         file = folder / f"{number:02}-{intent}.wav"
         _write(record([sentence.text], voices, channel, seed + number)[0], file)
         rows.append(
-            {"file": file.name, "text": sentence.text, "german": sentence.german, "intent": intent, "voice": group}
+            {
+                "file": file.name,
+                "text": sentence.text,
+                "german": sentence.german,
+                "spanish": sentence.spanish,
+                "intent": intent,
+                "voice": group,
+            }
         )
     (folder / "samples.json").write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
 

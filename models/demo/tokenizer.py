@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from models.demo.families import FAMILIES, INTENTS
 from models.demo.tasks import INSTRUCTIONS, NO_ANSWER, QUESTIONS, associate, restate
 from models.demo.world import TEST_SHARE, Sentence, digits, sample, spoken_words
+from models.prompt import ASSISTANT, HUMAN
 
-HUMAN, ASSISTANT = "###[Human]:", "\n\n\n###[Assistant]:"
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 _PUNCTUATION = r"[^\w\s']"
 _SAMPLES_PER_FAMILY = 4000

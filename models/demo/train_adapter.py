@@ -1,4 +1,4 @@
-"""Trains the adapter, and nothing else: cross-entropy on the LLM's own continuation of a sentence, given the speech in its place.
+"""Trains the adapter, and nothing else, on the LLM's own continuation of each sentence, given the speech in its place.
 
 Encoder and LLM are frozen. The adapter sees continuations only, never an example of a task.
 """
@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +20,10 @@ from models.adapter import ModalityAdapter
 from models.config import AdapterSizes
 from models.demo import padded, state
 from models.demo.continuations import INSTRUCTION
+from models.demo.generation import transcript_rows
 from models.demo.mel_augment import augment
 from models.demo.prompts import ids, prompt
-from models.demo.train_llm import IGNORED, loss
+from models.demo.train_llm import IGNORED, reply_logits
 from models.demo.utterances import Utterances, batches, encoder_lengths
 from models.encoder import WhisperEncoder
 
@@ -31,6 +32,8 @@ BATCH_STATES, WIDTHS = 64 * 128, 16  # states in a batch, and what its width is 
 PEAK_RATE, WARMUP = 2e-3, 100
 SAVE_EVERY, LOG_EVERY = 250, 50
 _ENCODE_FRAMES, _ENCODE_WIDTHS = 8000, 32
+
+Objective = Literal["cross-entropy", "divergence"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +66,7 @@ class EncodedSpeech(NamedTuple):
 
 @torch.inference_mode()
 def encode(encoder: WhisperEncoder, shards: Path, folder: Path, count: int, seed: int) -> None:
-    """Writes the encoder states of the first `count` sentences of the shards, each augmented once.
+    """Writes the encoder states of the first `count` sentences of the shards, each augmented once, without masks.
 
     `texts.txt` comes last: where it is, all is there.
     """
@@ -79,13 +82,10 @@ def encode(encoder: WhisperEncoder, shards: Path, folder: Path, count: int, seed
     generator = torch.Generator().manual_seed(seed)
     for indices, width in _in_order(utterances.frames[chosen]):
         batch = utterances.batch(chosen[indices], width)
+        features = augment(batch.features, batch.frames, generator, masks=False)
         with torch.autocast("cpu", torch.bfloat16):
-            encoded = (
-                padded.encode(encoder, augment(batch.features, batch.frames, generator), batch.frames, 0)[1]
-                .half()
-                .numpy()
-            )
-        for row, index in zip(encoded, indices, strict=True):
+            _, encoded = padded.encode(encoder, features, batch.frames, 0)
+        for row, index in zip(encoded.half().numpy(), indices, strict=True):
             states[starts[index] : starts[index + 1]] = row[: lengths[index]]
     states.flush()
     np.save(folder / "starts.npy", starts)
@@ -104,9 +104,10 @@ def _in_order(frames: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], in
 
 
 def new_adapter(encoder_dim: int, model: LlamaForCausalLM, sizes: AdapterSizes) -> ModalityAdapter:
-    """An untrained adapter whose rows have the spread of the LLM's embeddings."""
+    """An untrained adapter whose rows have the spread of the LLM's embeddings, and keep it: the LLM was prepared for such rows."""
     adapter = ModalityAdapter(encoder_dim, model.config.hidden_size, sizes)
-    torch.nn.init.constant_(adapter.speech_ln.weight, float(model.model.embed_tokens.weight.std()))
+    torch.nn.init.constant_(adapter.speech_ln.weight, model.model.embed_tokens.weight.std().item())
+    adapter.speech_ln.requires_grad_(False)
     return adapter
 
 
@@ -118,6 +119,7 @@ def train(
     run: Path,
     steps: int,
     seed: int,
+    objective: Objective = "divergence",
     sizes: AdapterSizes = SIZES,
 ) -> ModalityAdapter:
     """Trains for `steps` steps on the utterances that have a continuation, or goes on where the run in the file `run` was cut off."""
@@ -133,8 +135,9 @@ def train(
     for step in range(first, steps):
         indices, width = next(order)
         chosen = usable[indices]
-        replies = [continuations[speech.texts[i]] for i in chosen]
-        value = continuation_loss(adapter, model, tokenizer, *speech.batch(chosen, width), replies)
+        texts = [speech.texts[i] for i in chosen]
+        lesson = Lesson(*speech.batch(chosen, width), texts, [continuations[text] for text in texts])
+        value = continuation_loss(adapter, model, tokenizer, lesson, objective)
         torch.autograd.backward(value)
         state.take_step(adapter, optimiser, state.learning_rate(step, steps, PEAK_RATE, WARMUP))
         if (step + 1) % LOG_EVERY == 0:
@@ -145,26 +148,55 @@ def train(
     return adapter
 
 
+class Lesson(NamedTuple):
+    """A training step's speech, and what the LLM says after its transcripts."""
+
+    states: Tensor
+    """(batch, width, encoder_dim)"""
+    lengths: Tensor
+    """(batch,) real states."""
+    texts: list[str]
+    replies: list[str]
+
+
 def continuation_loss(
     adapter: ModalityAdapter,
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    states: Tensor,
-    lengths: Tensor,
-    replies: list[str],
+    lesson: Lesson,
+    objective: Objective,
 ) -> Tensor:
-    """The loss of the replies given the continuation prompt with speech in it, for encoder states (batch, width, encoder_dim)."""
+    """How far the LLM that hears is from the one that reads, on the continuations.
+
+    "cross-entropy": of the continuation itself, given the speech. "divergence": the Kullback-Leibler divergence, at each of its
+    tokens, from the LLM's distribution given the transcript to its distribution given the speech.
+    """
     with torch.autocast("cpu", torch.bfloat16):
-        rows = padded.adapt(adapter, states, lengths)
+        heard = padded.adapt(adapter, lesson.states, lesson.lengths)
+    logits, targets = reply_logits(model, *_prompts(model, tokenizer, heard, lesson.replies))
+    if objective == "cross-entropy":
+        return F.cross_entropy(logits, targets, ignore_index=IGNORED)
+    with torch.no_grad():
+        read = [transcript_rows(model, tokenizer, text) for text in lesson.texts]
+        wanted, _ = reply_logits(model, *_prompts(model, tokenizer, read, lesson.replies))
+    real = targets != IGNORED
+    return (
+        F.kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), reduction="none", log_target=True).sum(-1)[real].mean()
+    )
+
+
+def _prompts(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, slots: list[Tensor], replies: list[str]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings (batch, length, dim) of the continuation prompt with the slots in it and the replies after it, labels and mask."""
     before, after = prompt(tokenizer, INSTRUCTION)
     table = model.model.embed_tokens.weight
     items, labels = [], []
-    for row, reply in zip(rows, replies, strict=True):
+    for slot, reply in zip(slots, replies, strict=True):
         target = [*ids(tokenizer, reply), tokenizer.eos_token_id]
-        items.append(torch.cat([table[before], row.float(), table[after + target]]))
+        items.append(torch.cat([table[before], slot.float(), table[after + target]]))
         labels.append(torch.tensor([IGNORED] * (len(items[-1]) - len(target)) + target))
-    mask = _pad([torch.ones(len(item)) for item in items], 0)
-    return loss(model, _pad(items, 0), _pad(labels, IGNORED), mask)
+    return _pad(items, 0), _pad(labels, IGNORED), _pad([torch.ones(len(item)) for item in items], 0)
 
 
 def _pad(items: list[Tensor], value: float) -> Tensor:

@@ -9,7 +9,7 @@ import logging
 import random
 import time
 from collections.abc import Iterator
-from itertools import count, pairwise
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from models.demo import state, tasks
 from models.demo.families import FAMILIES
 from models.demo.prompts import ids, prompt
-from models.demo.world import is_test, sample
+from models.demo.world import is_test, sample, spoken_words
 
 BATCH = 96
 POOL = 8  # batches whose examples are sorted by length together
@@ -29,13 +29,14 @@ WIDTHS, ROWS = 8, 256  # lengths and predictions are padded to multiples of thes
 PEAK_RATE, WARMUP = 2e-3, 100
 SAVE_EVERY, LOG_EVERY = 250, 50
 CLEAN_SHARE = 0.35  # transcripts left as they are
-RANDOM_WORDS_SHARE = 0.1  # examples that repeat random words
+RANDOM_WORDS_SHARE = 0.2  # examples that repeat random words
 DIGITS_SHARE = 0.12  # more sentences with digits: their order is what is hardest to learn
 DIGIT_FAMILIES = [family for family in FAMILIES if "{digits}" in family.english]
 UNKNOWN_SHARE = 0.03  # words of the instruction that become <unk>
 DROP = 0.25  # of the words that the others imply
 MOST_BLEND = 0.5  # share of a neighbour in a row at a word's edge
-NOISE = 0.7  # spreads of the embeddings, at most
+NOISE = 1.5  # spreads of the embeddings, at most: a row may stand at 56 degrees to its word
+STRAY = 0.2  # rows that hold a share of a word that is not there
 IGNORED = -100
 
 logger = logging.getLogger(__name__)
@@ -67,8 +68,8 @@ def config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
         hidden_size=256,
         intermediate_size=512,
         num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        num_attention_heads=8,
+        num_key_value_heads=8,
         max_position_embeddings=2048,
         tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
@@ -95,15 +96,13 @@ def draw_example(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Exam
     text, instruction, reply = draw_task(rng)
     before, after = prompt(tokenizer, instruction)
     before = before[:2] + [tokenizer.unk_token_id if rng.random() < UNKNOWN_SHARE else i for i in before[2:]]
-    words = text.split()
     slot, noise = [Row(token) for token in ids(tokenizer, text)], -1.0
-    # Stretched, a word said twice would look like a long one: such a text stays as it is.
-    if rng.random() > CLEAN_SHARE and not any(a == b for a, b in pairwise(words)):
-        slot, noise = _damage(words, tokenizer, rng), rng.random() * NOISE
+    if rng.random() > CLEAN_SHARE:
+        slot, noise = damage(text.split(), tokenizer, rng), rng.random() * NOISE
     return Example(before, slot, after, [*ids(tokenizer, reply), tokenizer.eos_token_id], noise)
 
 
-def _damage(words: list[str], tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> list[Row]:
+def damage(words: list[str], tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> list[Row]:
     """A transcript as speech might give it: long words take more rows than short ones, neighbours blend, pauses are no word."""
     drop = rng.choice([0.0, 0.0, DROP])
     said = [word for word in words if len(words) < 3 or word not in tasks.FUNCTION_WORDS or rng.random() >= drop]
@@ -112,12 +111,22 @@ def _damage(words: list[str], tokenizer: PreTrainedTokenizerFast, rng: random.Ra
     pauses = rng.choice([0.0, 0.1, 0.3])
     slot = [Row(-1)] * rng.randint(0, 2)
     for i, (word, token) in enumerate(zip(said, tokens, strict=True)):
-        rows = [Row(token)] * max(1, round(pace * len(word) + rng.uniform(-0.5, 0.5)))
+        rows = [
+            _inner_row(token, tokenizer, rng) for _ in range(max(1, round(pace * len(word) + rng.uniform(-0.5, 0.5))))
+        ]
         rows[-1] = Row(token, tokens[min(i + 1, len(tokens) - 1)], rng.uniform(0, MOST_BLEND))
         if len(rows) > 1:
             rows[0] = Row(token, tokens[max(i - 1, 0)], rng.uniform(0, MOST_BLEND))
-        slot += rows + [Row(-1)] * (rng.random() < pauses)
+        said_again = tokens[i + 1 : i + 2] == [token]  # without a pause it would look like a long word
+        slot += rows + [Row(-1)] * (said_again or rng.random() < pauses)
     return slot + [Row(-1)] * rng.randint(0, 2)
+
+
+def _inner_row(token: int, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Row:
+    """A row inside a word: the word, now and then with a share of one that is not there."""
+    if rng.random() >= STRAY:
+        return Row(token)
+    return Row(token, ids(tokenizer, rng.choice(spoken_words()))[0], rng.uniform(0, MOST_BLEND))
 
 
 class Batch(NamedTuple):
@@ -187,16 +196,24 @@ def embed(table: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
     return torch.where((batch.noise < 0)[..., None], x, mixed)
 
 
-def loss(model: LlamaForCausalLM, x: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy of the replies, given embeddings (batch, length, dim); there are logits only where a reply is predicted."""
+def reply_logits(model: LlamaForCausalLM, x: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 logits (n, vocabulary) where a reply is predicted, row after row, and the targets (n,) there.
+
+    Takes embeddings (batch, length, dim). n is padded to a multiple of `ROWS`, with targets to ignore.
+    """
     targets = labels[:, 1:].flatten()
     places = (targets != IGNORED).nonzero().flatten()
-    fill = -len(places) % ROWS  # few shapes, as with WIDTHS: place 0 is in the prompt and has no target
-    places = F.pad(places, (0, fill))
+    places = F.pad(places, (0, -len(places) % ROWS))  # place 0 is in the prompt and has no target
     with torch.autocast("cpu", torch.bfloat16):
         states = model.model(inputs_embeds=x, attention_mask=mask).last_hidden_state[:, :-1]
         logits = model.lm_head(states.flatten(0, 1)[places])
-    return F.cross_entropy(logits.float(), targets[places], ignore_index=IGNORED)
+    return logits.float(), targets[places]
+
+
+def loss(model: LlamaForCausalLM, x: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy of the replies, given embeddings (batch, length, dim)."""
+    logits, targets = reply_logits(model, x, labels, mask)
+    return F.cross_entropy(logits, targets, ignore_index=IGNORED)
 
 
 def train(tokenizer: PreTrainedTokenizerFast, run: Path, steps: int, seed: int) -> LlamaForCausalLM:

@@ -5,9 +5,9 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from models.demo import tasks
 from models.demo.export import write_llm
 from models.demo.prompts import ids, prompt
-from models.demo.tokenizer import ASSISTANT, HUMAN
 from models.demo.train_llm import config
 from models.demo.world import sentences
+from models.prompt import ASSISTANT, HUMAN
 
 
 def test_all_that_is_written_comes_back_as_it_was(tokenizer):

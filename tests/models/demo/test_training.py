@@ -1,3 +1,4 @@
+import random
 from itertools import islice
 
 import numpy as np
@@ -9,8 +10,8 @@ from models.adapter import ModalityAdapter
 from models.config import AdapterSizes
 from models.demo import evaluate, padded, state
 from models.demo.mel_augment import N_MELS, augment
-from models.demo.train_adapter import continuation_loss, new_adapter
-from models.demo.train_llm import IGNORED, config, draw_batches, embed, loss
+from models.demo.train_adapter import Lesson, continuation_loss, new_adapter
+from models.demo.train_llm import IGNORED, config, damage, draw_batches, embed, loss
 from models.demo.utterances import batches
 from models.encoder import WhisperEncoder
 
@@ -75,7 +76,16 @@ def test_the_llm_loss_counts_replies_only(tokenizer):
         assert loss(model, x, batch.labels, batch.mask).item() == pytest.approx(right.item(), rel=0.01)
 
 
-def test_the_adapter_learns_from_its_loss_and_the_llm_does_not(tokenizer):
+def test_a_word_said_twice_does_not_look_like_a_long_one(tokenizer):
+    rng = random.Random(0)
+    for _ in range(50):
+        tokens = [row.token for row in damage(["six", "six"], tokenizer, rng)]
+        (first, *_), (*_, last) = ([i for i, token in enumerate(tokens) if token >= 0],) * 2
+        assert -1 in tokens[first:last]
+
+
+@pytest.mark.parametrize("objective", ["cross-entropy", "divergence"])
+def test_the_adapter_learns_from_its_loss_and_the_llm_does_not(tokenizer, objective):
     torch.manual_seed(0)
     model = LlamaForCausalLM._from_config(config(tokenizer), attn_implementation="eager").requires_grad_(False)
     adapter = new_adapter(16, model, AdapterSizes(inner_dim=8))
@@ -83,9 +93,13 @@ def test_the_adapter_learns_from_its_loss_and_the_llm_does_not(tokenizer):
     assert adapter.speech_ln.weight.norm().item() == pytest.approx(
         model.model.embed_tokens.weight.norm(dim=1).mean().item(), rel=0.1
     )
-    states, lengths = torch.randn(2, 48, 16), torch.tensor([48, 20])
-    continuation_loss(adapter, model, tokenizer, states, lengths, ["so that is seven", "i think of bread"]).backward()
-    assert all(parameter.grad is not None for parameter in adapter.parameters())
+    lesson = Lesson(
+        torch.randn(2, 48, 16), torch.tensor([48, 20]), ["seven", "the oven"], ["so that is seven", "i think of bread"]
+    )
+    value = continuation_loss(adapter, model, tokenizer, lesson, objective)
+    assert value > 0
+    value.backward()
+    assert all(parameter.grad is not None for parameter in adapter.parameters() if parameter.requires_grad)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
