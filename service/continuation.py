@@ -1,19 +1,15 @@
 """Continuation writing: the LLM continues every transcript of a manifest, which is what the adapter learns from.
 
-The output grows by one line for each line of the manifest, in the order in which they are done. It is its own journal: after a kill, what
-is there is kept, and a line that was not written to its end is done again.
+The output is a journal, see service/journal.py: a run that was killed goes on where it was.
 """
 
 import asyncio
-import fcntl
-import json
-import os
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models.features import SAMPLE_RATE
 from models.prompt import Prompt, PromptBuilder
@@ -21,11 +17,10 @@ from models.training import InputError
 from models.training.batches import transcript_message
 from models.training.manifest import AudioSpan, Line, ReadAudio, parse_line, read_json_lines
 from service.errors import ApiError, ContextTooLong
+from service.journal import open_journal
 
 if TYPE_CHECKING:
     from service.engine import Delta, Sampling
-
-LONGEST_LINE = 1 << 20  # bytes
 
 Stream = Callable[[Prompt, "Sampling", str], AsyncGenerator["Delta", None]]
 """Engine.stream."""
@@ -124,38 +119,26 @@ async def write_continuations(
     """
     waiting = dict(shard_lines(manifest, shard))
     total = len(waiting)
-    with open_journal(out) as file:
+    with open_journal(out) as journal:
         counts = Counter[str]()
-        for where, fields in read_json_lines(out):
+        for where, fields in journal.lines():
             line = waiting.pop(fields.get("index", -1), None)
             if line is None or fields.get("text") != line.text:
                 raise InputError(
                     f"{where}: not from this shard of {manifest}, or there twice; choose another output file"
                 )
             counts[fields.get("dropped", "continued")] += 1
-        queue = iter(waiting.items())
 
-        async def work() -> None:
-            for index, line in queue:
-                progress(counts.total(), total)
-                fields = {"index": index} | await writer.write(line, manifest.parent.absolute(), f"line-{index}")
-                file.write(json.dumps(fields, ensure_ascii=False) + "\n")
-                file.flush()
-                counts[fields.get("dropped", "continued")] += 1
+        async def write(numbered: tuple[int, Line]) -> dict[str, Any]:
+            index, line = numbered
+            progress(counts.total(), total)
+            fields = await writer.write(line, manifest.parent.absolute(), f"line-{index}")
+            counts[fields.get("dropped", "continued")] += 1
+            return {"index": index} | fields
 
-        await all_of(work() for _ in range(concurrency))
+        await journal.fill(waiting.items(), write, concurrency)
     progress(counts.total(), total)
     return counts
-
-
-async def all_of(work: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Runs everything at the same time; the first error cancels the rest and is raised as it is."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for part in work:
-                group.create_task(part)
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from errors
 
 
 def shard_lines(manifest: Path, shard: Shard) -> Iterator[tuple[int, Line]]:
@@ -163,19 +146,3 @@ def shard_lines(manifest: Path, shard: Shard) -> Iterator[tuple[int, Line]]:
     for i, (where, fields) in enumerate(read_json_lines(manifest)):
         if i % shard.divisor == shard.rest:
             yield i, parse_line(Line, where, fields)
-
-
-@contextmanager
-def open_journal(out: Path) -> Iterator[TextIO]:
-    """Opens `out` for appending, alone, and cuts off a last line that was not written to its end."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a+b") as raw:
-        try:
-            fcntl.flock(raw, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"{out}: another process is writing to it; give each shard a file of its own") from error
-        tail = max(0, raw.seek(0, os.SEEK_END) - LONGEST_LINE)
-        raw.seek(tail)
-        raw.truncate(tail + raw.read().rfind(b"\n") + 1)
-        with out.open("a", encoding="utf-8") as file:
-            yield file

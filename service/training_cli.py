@@ -8,38 +8,21 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg, CliUnknownArgs, SettingsConfigDict
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from models.config import PromptFormat
 from models.training import CONTINUE
+from service.progress import console, progress_bar, resumed_progress
 from service.settings import Dtype, default_cache
 
 if TYPE_CHECKING:
     from models.training.local import LocalModel
 
-console = Console(stderr=True, highlight=False)
 CACHE = Field(default_factory=default_cache, description="folder for converted official checkpoints")
 HUGGING_FACE: Any = Field(
     [],
     description="further options, behind the folders, are Hugging Face's TrainingArguments, e.g. --learning_rate 1e-4",
 )
-
-
-class Rate(ProgressColumn):
-    """Lines per second."""
-
-    def render(self, task: Task) -> Text:
-        """The rate since the start."""
-        return Text(f"{task.finished_speed or task.speed or 0:.1f}/s")
-
-
-def progress_bar() -> Progress:
-    """A bar with counts, rate and remaining time."""
-    return Progress(
-        "{task.description}", BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(), console=console
-    )
 
 
 class Continue(BaseSettings):
@@ -91,14 +74,7 @@ class Continue(BaseSettings):
         limits = Limits(self.min_seconds, self.max_seconds, self.max_prompt_tokens)
         writer = Writer(engine.stream, sampling, prompts, read_samples, self.instruction, limits)
         try:
-            with progress_bar() as bar:
-                task = bar.add_task("Continuing", total=None)
-
-                def show(done: int, total: int) -> None:
-                    if bar.tasks[0].total is None:  # what an earlier run did is not this run's speed
-                        bar.reset(task, total=total, completed=done)
-                    bar.update(task, completed=done)
-
+            with resumed_progress("Continuing") as show:
                 shard = Shard.parse(self.shard)
                 return await write_continuations(self.manifest, self.out, writer, shard=shard, progress=show)
         finally:

@@ -72,13 +72,18 @@ def read_json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             where = f"{file}:{number}"
-            try:
-                fields = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{where}: not JSON: {error}") from error
-            if not isinstance(fields, dict):
-                raise InputError(f"{where}: not a JSON object")
-            yield where, fields
+            yield where, parse_object(where, line)
+
+
+def parse_object(where: str, line: str | bytes) -> dict[str, Any]:
+    """The JSON object in a line; raises InputError."""
+    try:
+        fields = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{where}: not a JSON object")
+    return fields
 
 
 def read_manifest(file: Path, model: type[AnyLine]) -> list[AnyLine]:
