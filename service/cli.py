@@ -5,19 +5,21 @@ import logging
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict
-from rich.console import Console
 
 from models.config import CheckpointError, PaddingPolicy, PromptFormat
 from models.training import InputError
 from service.errors import ApiError, OptionError
+from service.progress import console, resumed_progress
 from service.settings import DEMO, ModelSettings, ServeSettings, model_name
 from service.training_cli import Align, Continue, Evaluate, Instruct
 
-console = Console(stderr=True, highlight=False)
+LINES_FAILED = 3  # exit status of `blsp batch`
 
 
 def _progress(step: str) -> None:
@@ -103,6 +105,54 @@ class Ask(ModelSettings):
             await service.close()
 
 
+class Batch(ModelSettings):
+    """Answer a file of requests, in this process; a run that was stopped goes on where it was. Status 3: some lines failed."""
+
+    source: CliPositionalArg[Path] = Field(
+        description='JSON lines {"audio": path, "instruction": text}, or an OpenAI batch file; paths are relative to its folder'
+    )
+    out: CliPositionalArg[Path] = Field(description="file to write, or to complete")
+    model: str = Field(str(DEMO), description="folder or Hugging Face id of a checkpoint; default: the demo model")
+    instruction: str = Field("", description="for lines that have audio but no instruction")
+    max_tokens: int | None = Field(None, ge=1, description="most tokens to generate; OpenAI's form has its own")
+    temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy; OpenAI's form has its own")
+    concurrency: int = Field(256, ge=1, description="lines in work at the same time")
+
+    def cli_cmd(self) -> None:
+        """Reports lines that fail as they do, and at last the counts."""
+        counts = asyncio.run(self._answer())
+        failed = {code: count for code, count in counts.items() if code != "answered"}
+        details = ", ".join(f"{count} {code}" for code, count in sorted(failed.items()))
+        summary = f"{self.out}: {counts['answered']} answered, {sum(failed.values())} failed"
+        console.print(f"{summary} ({details})" if failed else summary, markup=False, soft_wrap=True)
+        if failed:
+            sys.exit(LINES_FAILED)
+
+    async def _answer(self) -> Counter[str]:
+        from service.batch import open_batch
+        from service.clerk import Clerk
+        from service.loading import load
+        from service.speech import SpeechRequest
+
+        with open_batch(self.source, self.out) as batch:
+            if len(batch.done) == batch.total:
+                return batch.counts
+            defaults = SpeechRequest(
+                instruction=self.instruction, max_tokens=self.max_tokens, temperature=self.temperature
+            )
+            service = await load(self, model_name(self.model), _progress)
+            try:
+                clerk = Clerk(service, self.source.parent.absolute(), defaults)
+                with resumed_progress("Answering") as show:
+                    await batch.run(clerk.answer, concurrency=self.concurrency, progress=show, report=self._report)
+            finally:
+                await service.close()
+        return batch.counts
+
+    def _report(self, line: int, error: dict[str, Any]) -> None:
+        console.print(f"{self.source}:{line}: {error['message']}", markup=False, soft_wrap=True)
+
+
 class Import(BaseSettings):
     """Convert a checkpoint of the official BLSP release to this project's layout."""
 
@@ -163,6 +213,7 @@ class Blsp(BaseSettings):
 
     serve: CliSubCommand[Serve] = Field(description="serve a model over HTTP")
     ask: CliSubCommand[Ask] = Field(description="ask a model about a recording, in this process")
+    batch: CliSubCommand[Batch] = Field(description="answer a file of requests, in this process")
     import_: CliSubCommand[Import] = Field(alias="import", description="convert an official BLSP checkpoint")
     continue_: CliSubCommand[Continue] = Field(alias="continue", description="let an LLM continue transcripts")
     align: CliSubCommand[Align] = Field(description="train an adapter")

@@ -1,9 +1,7 @@
 """`blsp evaluate`: the same questions asked with the transcript and with the speech, of a checkpoint or a server; table, JSON, plot."""
 
-import io
 import json
 import textwrap
-import wave
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -17,10 +15,10 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from models.evaluation import Group, Pair, Question, score_groups
-from models.features import SAMPLE_RATE
 from models.training import CONTINUE, InputError
 from models.training.local import LocalModel, TokenAlignment
 from models.training.manifest import AudioSpan, ReadAudio
+from service.recordings import as_wav
 
 BATCH = 16  # questions
 CONTINUATION_TOKENS = 64
@@ -63,7 +61,7 @@ class ServedModel:
         """Greedy replies to instructions about recordings; raises InputError with what the server says."""
 
         def ask(span: AudioSpan, instruction: str) -> str:
-            files = {"file": ("speech.wav", _wav(self._read(span)))}
+            files = {"file": ("speech.wav", as_wav(self._read(span)))}
             fields = {"instruction": instruction, "max_tokens": str(max_tokens)}
             return str(self._json(self._client.post("/v1/speech", files=files, data=fields))["text"]).strip()
 
@@ -76,17 +74,6 @@ class ServedModel:
             raise InputError(f"{response.request.url} answered {response.status_code}: {response.text}")
         body: dict[str, Any] = response.json()
         return body
-
-
-def _wav(samples: torch.Tensor) -> bytes:
-    """A 16-bit wav file of samples (n,)."""
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(SAMPLE_RATE)
-        out.writeframes((samples * 32768).round().clamp(-32768, 32767).short().numpy().tobytes())
-    return file.getvalue()
 
 
 @dataclass(frozen=True)

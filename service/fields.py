@@ -36,6 +36,11 @@ def parse_fields(model: type[Model], fields: Mapping[str, list[str]]) -> Model:
         if name not in REPEATABLE and len(texts) > 1:
             raise InvalidRequest(f"The field {name!r} is given {len(texts)} times; give it once.", param=name)
         values[name] = texts[0] if len(texts) == 1 else texts
+    return parse_values(model, values)
+
+
+def parse_values(model: type[Model], values: Mapping[str, Any]) -> Model:
+    """A JSON object to a request; raises InvalidRequest that names the field which is wrong."""
     try:
         return model.model_validate(values)
     except ValidationError as error:

@@ -1,8 +1,10 @@
 """Recordings on disk, as manifests name them, to samples."""
 
+import io
 import math
 import wave
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -25,6 +27,22 @@ def read_samples(span: AudioSpan) -> Tensor:
     if not len(samples):
         raise InvalidAudio(f"{span}: the file ends before this piece begins.")
     return torch.from_numpy(samples)
+
+
+def open_recording(span: AudioSpan) -> BinaryIO:
+    """The span as a file of any audio format: a whole recording as it is, a piece as wav; raises as read_samples."""
+    return span.path.open("rb") if span.frames is None else io.BytesIO(as_wav(read_samples(span)))
+
+
+def as_wav(samples: Tensor) -> bytes:
+    """A 16-bit wav file of samples (n,)."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(SAMPLE_RATE)
+        out.writeframes((samples * 32768).round().clamp(-32768, 32767).short().numpy().tobytes())
+    return file.getvalue()
 
 
 def _decode(span: AudioSpan) -> np.ndarray:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.killed_batch import KilledBatch, run_killed_batch
 from tests.official_checkpoint import make_official
 from tests.serving import Server, serve
 
@@ -31,3 +32,9 @@ def server(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "64",
     ) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def killed_batch(tmp_path_factory: pytest.TempPathFactory) -> KilledBatch:
+    """A batch over the demo's samples that was killed and run again."""
+    return run_killed_batch(tmp_path_factory.mktemp("batch"), tmp_path_factory.mktemp("cache"))

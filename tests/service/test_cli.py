@@ -16,7 +16,8 @@ def blsp(*arguments: str | Path, **environment: str) -> subprocess.CompletedProc
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["serve"], ["ask"], ["import"], ["init"], ["continue"], ["align"], ["evaluate"], ["instruct"]]
+    "command",
+    [[], ["serve"], ["ask"], ["batch"], ["import"], ["init"], ["continue"], ["align"], ["evaluate"], ["instruct"]],
 )
 def test_every_command_explains_itself(command: list[str]) -> None:
     done = blsp(*command, "--help")

@@ -1,16 +1,15 @@
 """The demo model as it ships, through HTTP and vLLM: what it is reliable at, asserted on meaning."""
 
-import json
+import base64
+import subprocess
 from collections.abc import Iterator
 
 import openai
 import pytest
 
 from service.settings import DEMO, ServeSettings
-from tests.serving import Server, serve
-
-SAMPLES = DEMO.parent / "samples"
-ROWS: list[dict[str, str]] = json.loads((SAMPLES / "samples.json").read_text())
+from tests.killed_batch import INSTRUCTION, ROWS, SAMPLES, KilledBatch, chat
+from tests.serving import BLSP, Server, serve
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +50,26 @@ def test_text_is_understood_to_the_letter(demo: Server) -> None:
                 model=demo.model, messages=[{"role": "user", "content": message}], temperature=0
             )
             assert reply.choices[0].message.content == row["german"]
+
+
+def test_every_way_in_gives_the_same_greedy_text(demo: Server, killed_batch: KilledBatch) -> None:
+    replies = [ask(demo, row["file"], INSTRUCTION) for row in ROWS]
+    asked = subprocess.run(
+        [BLSP, "ask", SAMPLES / ROWS[0]["file"], INSTRUCTION, "--dtype", "float32", "--cache", demo.cache],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert asked.stdout == replies[0] + "\n", asked.stderr
+    with demo.client() as client:
+        for row, reply in zip(ROWS, replies, strict=True):
+            audio = (SAMPLES / row["file"]).read_bytes()
+            answer = client.post("/v1/chat/completions", json=chat(base64.b64encode(audio).decode()))
+            assert answer.json()["choices"][0]["message"]["content"] == reply
+            transcript = client.post("/v1/audio/transcriptions", files={"file": audio}).json()
+            assert transcript["text"] == reply
+            forms = ("official", "chat", "speech", "transcription")
+            assert killed_batch.replies(row["file"]) == dict.fromkeys(forms, reply)
 
 
 def test_it_is_the_default() -> None:
