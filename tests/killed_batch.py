@@ -89,7 +89,7 @@ def lines() -> list[str]:
         for name, data in audio.items()
     ]
     in_between: list[dict[str, Any]] = [
-        {"audio": "pipe.wav"},
+        {"audio": "pipe.wav:0:400000"},
         {"audio": "samples/00-animal.wav:1600:16000", "instruction": INSTRUCTION, "speaker": "\ud800"},
         openai_line("srt", "/v1/audio/transcriptions", {"file": "long.wav:0:48000", "response_format": "srt"}),
     ]
