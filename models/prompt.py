@@ -5,7 +5,7 @@ is its embeddings.
 """
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import dropwhile, takewhile
 from typing import Any, Literal
@@ -20,7 +20,7 @@ HUMAN = "###[Human]:"
 ASSISTANT = "\n\n\n###[Assistant]:"
 TURN_END = "\n\n\n"
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Message:
 
     role: Role
     parts: Sequence[str | Speech]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What else a chat template reads of a message: `name`, `tool_calls`, `tool_call_id`."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class PromptBuilder:
         `tools` and `template_options` go to the chat template. Raises ValueError for a conversation that the format cannot express.
         """
         if self.prompt_format == "blsp":
-            if tools:
+            if tools or any(message.role == "tool" or "tool_calls" in message.extra for message in messages):
                 raise ValueError("tools need a model with a chat template; this one has the 'blsp' prompt format")
             return self.join(blsp_segments(self.tokenizer, messages))
         return self.join(template_segments(self.tokenizer, messages, tools, template_options or {}))
@@ -167,7 +169,7 @@ def template_segments(
     """
     mark = f"<|speech-{uuid.uuid4().hex}|>"
     conversation = [
-        {"role": m.role, "content": "\n".join(mark if isinstance(p, Speech) else p for p in m.parts if p)}
+        {**m.extra, "role": m.role, "content": "\n".join(mark if isinstance(p, Speech) else p for p in m.parts if p)}
         for m in messages
     ]
     text: str = tokenizer.apply_chat_template(

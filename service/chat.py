@@ -57,7 +57,7 @@ class SpeechRenderer(OnlineRenderer):
         except ValueError as error:
             raise InvalidRequest(str(error), param="messages") from error
         timeline.get().audio_tokens = prompt.speech_tokens
-        conversation: list[ConversationMessage] = [{"role": role} for role, _ in drafts]
+        conversation: list[ConversationMessage] = [{"role": draft.role} for draft in drafts]
         return conversation, [self.engine.input(prompt)]
 
 

@@ -4,41 +4,61 @@ import asyncio
 import base64
 import binascii
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from models.prompt import Message, Role, Speech
 from service.errors import InvalidRequest
 from service.listener import Listener, Recording
 
-ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
+TEXT_PARTS = ("text", "input_text", "output_text")  # the latter two in responses
 
-# A message whose audio is still bytes.
 _Part = str | bytes
-_Draft = tuple[Role, list[_Part]]
 
 
-def parse_messages(messages: Iterable[Any], field: str = "messages") -> list[_Draft]:
-    """Reads messages in OpenAI's form: content is a string or a list of `text` and `input_audio` parts.
+@dataclass(frozen=True)
+class Draft:
+    """A message whose audio is still bytes."""
+
+    role: Role
+    parts: list[_Part]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_messages(messages: Iterable[Any], name: str = "messages") -> list[Draft]:
+    """Reads messages in OpenAI's form: content is a string or a list of `text`, `input_audio` and `audio_url` parts.
 
     Raises InvalidRequest that names the message and the part which is wrong.
     """
-    return [_parse_message(message, f"{field}[{i}]") for i, message in enumerate(messages)]
+    return [_parse_message(message, f"{name}[{i}]") for i, message in enumerate(messages)]
 
 
-async def hear_messages(drafts: Sequence[_Draft], listener: Listener) -> tuple[list[Message], list[Recording]]:
+async def hear_messages(drafts: Sequence[Draft], listener: Listener) -> tuple[list[Message], list[Recording]]:
     """Listens to every recording at the same time; returns the messages, and the recordings in their order."""
-    audio = [part for _, parts in drafts for part in parts if isinstance(part, bytes)]
+    audio = [part for draft in drafts for part in draft.parts if isinstance(part, bytes)]
     recordings = await asyncio.gather(*(listener.hear(io.BytesIO(data)) for data in audio))
     heard = iter(recordings)
     messages = [
-        Message(role, [Speech(next(heard).rows) if isinstance(part, bytes) else part for part in parts])
-        for role, parts in drafts
+        Message(
+            draft.role,
+            [Speech(next(heard).rows) if isinstance(part, bytes) else part for part in draft.parts],
+            draft.extra,
+        )
+        for draft in drafts
     ]
     return messages, list(recordings)
 
 
-def _parse_message(message: Any, where: str) -> _Draft:
+def _parse_message(message: Any, where: str) -> Draft:
     if not isinstance(message, Mapping):
         raise InvalidRequest("A message is an object with 'role' and 'content'.", param=where)
     role = ROLES.get(str(message.get("role")))
@@ -46,26 +66,44 @@ def _parse_message(message: Any, where: str) -> _Draft:
         raise InvalidRequest(
             f"Unknown role {message.get('role')!r}; use one of {', '.join(ROLES)}.", param=f"{where}.role"
         )
-    content = message.get("content")
+    return Draft(role, _parse_content(message.get("content"), role, f"{where}.content"), _parse_extra(message, where))
+
+
+def _parse_content(content: Any, role: Role, where: str) -> list[_Part]:
     if isinstance(content, str):
-        return role, [content]
+        return [content]
     if content is None and role == "assistant":
-        return role, [""]
-    if isinstance(content, str | bytes) or not isinstance(content, Iterable):
-        raise InvalidRequest("'content' is a string or a list of parts.", param=f"{where}.content")
-    return role, [_parse_part(part, f"{where}.content[{i}]") for i, part in enumerate(content)]
+        return [""]
+    if isinstance(content, bytes) or not isinstance(content, Iterable):
+        raise InvalidRequest("'content' is a string or a list of parts.", param=where)
+    return [_parse_part(part, f"{where}[{i}]") for i, part in enumerate(content)]
 
 
 def _parse_part(part: Any, where: str) -> _Part:
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind == "text" and isinstance(part.get("text"), str):
+    if kind in TEXT_PARTS and isinstance(part.get("text"), str):
         return str(part["text"])
     if kind == "input_audio" and isinstance(part.get("input_audio"), Mapping):
         return _decode_base64(part["input_audio"].get("data"), f"{where}.input_audio.data")
+    if kind == "audio_url" and isinstance(part.get("audio_url"), Mapping):
+        return _read_url(part["audio_url"].get("url"), f"{where}.audio_url.url")
     raise InvalidRequest(
-        'A part is {"type": "text", "text": "…"} or {"type": "input_audio", "input_audio": {"data": "<base64>", "format": "wav"}}.',
+        'A part is {"type": "text", "text": "…"}, {"type": "input_audio", "input_audio": {"data": "<base64>", "format": "wav"}} '
+        'or {"type": "audio_url", "audio_url": {"url": "data:audio/wav;base64,…"}}.',
         param=where,
     )
+
+
+def _read_url(url: Any, where: str) -> bytes:
+    scheme, _, rest = str(url).partition(":")
+    if scheme.lower() in ("http", "https"):
+        raise InvalidRequest(
+            "Fetching audio over http(s) is off by default; send it in a data: URL or as input_audio.", param=where
+        )
+    media, comma, data = rest.partition(",")
+    if scheme.lower() != "data" or not comma or not media.lower().endswith(";base64"):
+        raise InvalidRequest("An audio_url is a data: URL in base64, data:audio/wav;base64,…", param=where)
+    return _decode_base64(data, where)
 
 
 def _decode_base64(data: Any, where: str) -> bytes:
@@ -75,3 +113,26 @@ def _decode_base64(data: Any, where: str) -> bytes:
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest(f"Audio is not valid base64: {error}.", param=where) from error
+
+
+def _parse_extra(message: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Calls of tools and their results, in the form that chat templates read: arguments are objects, not JSON texts."""
+    extra = {name: message[name] for name in ("name", "tool_call_id") if message.get(name) is not None}
+    calls = list(message.get("tool_calls") or ())
+    if calls:
+        extra["tool_calls"] = [_parse_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
+    return extra
+
+
+def _parse_call(call: Any, where: str) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise InvalidRequest("A tool call has a 'function' with 'name' and 'arguments'.", param=where)
+    arguments = function.get("arguments") or "{}"
+    try:
+        parsed = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except ValueError as error:
+        raise InvalidRequest(
+            f"The arguments are not valid JSON: {error}.", param=f"{where}.function.arguments"
+        ) from error
+    return {**call, "function": {**function, "arguments": parsed}}

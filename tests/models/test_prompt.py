@@ -153,6 +153,8 @@ def test_conversations_that_the_format_cannot_express(
 def test_the_blsp_format_has_no_tools(builder: PromptBuilder) -> None:
     with pytest.raises(ValueError, match="tools need a model with a chat template"):
         builder.build([user(A)], tools=[{"type": "function"}])
+    with pytest.raises(ValueError, match="tools need a model with a chat template"):
+        builder.build([user(A), Message("tool", ["It is on."]), user("Thanks.")])
 
 
 def test_rows_take_the_builders_dtype(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -190,6 +192,19 @@ class TestChatTemplate:
             [user(A)], tools=[{"type": "function"}], template_options=options
         )
         assert tokenizer.decode(prompt.token_ids[3:]) == "functioncalmFalse"
+
+    def test_what_else_a_message_has_reaches_the_template(self) -> None:
+        tokenizer = byte_tokenizer(300)
+        tokenizer.chat_template = (
+            "{% for m in messages %}{{ m.role }}{{ m.tool_call_id }}{{ m.tool_calls }}{% endfor %}"
+        )
+        messages = [
+            user("Hi"),
+            Message("assistant", [""], {"tool_calls": [1]}),
+            Message("tool", ["ok"], {"tool_call_id": "7"}),
+        ]
+        prompt = PromptBuilder(tokenizer, "chat-template", DIM).build(messages)
+        assert tokenizer.decode(prompt.token_ids) == "userassistant[1]tool7"
 
     def test_text_that_imitates_the_mark_stays_text(
         self, template: PromptBuilder, monkeypatch: pytest.MonkeyPatch
