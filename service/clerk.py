@@ -29,7 +29,7 @@ from service.loading import Service
 from service.recordings import open_recording
 from service.segments import quietest_cut
 from service.speech import SpeechRequest
-from service.transcription import Transcript, TranscriptionRequest
+from service.transcription import Shape, Transcript, TranscriptionRequest
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -109,14 +109,14 @@ class Clerk:
         return await self._write(body, self._service.checkpoint.config.transcribe_instruction)
 
     async def _translate(self, body: Fields) -> Any:
-        return await self._write(body, self._service.checkpoint.config.translate_instruction, "english")
+        return await self._write(body, self._service.checkpoint.config.translate_instruction, Transcript.translation)
 
-    async def _write(self, body: Fields, instruction: str, language: str | None = None) -> Any:
+    async def _write(self, body: Fields, instruction: str, shape: Shape = Transcript.body) -> Any:
         request = parse_values(TranscriptionRequest, _without_audio(body))
         _refuse_stream(request.stream)
         transcript = Transcript.of(await self._hear(body, quietest_cut))
         await _last(self._service.transcription.write(request, transcript, instruction))
-        return transcript.body(request, language or request.language)
+        return shape(transcript, request)
 
     async def _hear(self, body: Fields, cut: Cut = len) -> Recording:
         """The recording of a body: `file` is a path; `file_url`, as in vLLM's batch files, a data: URL."""

@@ -10,7 +10,7 @@ from service.errors import InvalidRequest
 
 Model = TypeVar("Model", bound=BaseModel)
 
-REPEATABLE = {"stop", "timestamp_granularities[]"}
+REPEATABLE = {"stop", "timestamp_granularities", "timestamp_granularities[]"}
 
 
 def from_json(value: Any) -> Any:

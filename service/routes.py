@@ -23,7 +23,7 @@ from service.loading import Service
 from service.openapi import CHAT, SPEECH, TRANSCRIPTION
 from service.segments import quietest_cut
 from service.speech import SpeechRequest
-from service.transcription import Transcript, TranscriptionRequest
+from service.transcription import Shape, Transcript, TranscriptionRequest
 from service.upload import GrowingBuffer
 
 router = APIRouter()
@@ -67,16 +67,16 @@ async def chat_completions(body: ChatCompletionRequest, request: Request, servic
 @router.post("/v1/audio/transcriptions", **TRANSCRIPTION)
 async def transcriptions(request: Request, service: Ready) -> Response:
     """OpenAI's transcriptions: writes down what is said. A recording of any length is cut at quiet places."""
-    return await _transcribe(request, service, service.checkpoint.config.transcribe_instruction)
+    return await _transcribe(request, service, service.checkpoint.config.transcribe_instruction, Transcript.body)
 
 
 @router.post("/v1/audio/translations", **TRANSCRIPTION)
 async def translations(request: Request, service: Ready) -> Response:
     """OpenAI's translations: writes down in English what is said in another language."""
-    return await _transcribe(request, service, service.checkpoint.config.translate_instruction, "english")
+    return await _transcribe(request, service, service.checkpoint.config.translate_instruction, Transcript.translation)
 
 
-async def _transcribe(request: Request, service: Service, instruction: str, language: str | None = None) -> Response:
+async def _transcribe(request: Request, service: Service, instruction: str, shape: Shape) -> Response:
     fields, recording = await _receive(request, service, quietest_cut)
     options = parse_fields(TranscriptionRequest, fields)
     transcript = Transcript.of(recording)
@@ -85,7 +85,7 @@ async def _transcribe(request: Request, service: Service, instruction: str, lang
         first = await _unless_gone(request, anext(events))
         return StreamingResponse(_sse(first, events), media_type="text/event-stream")
     await _unless_gone(request, _last(events))
-    body = transcript.body(options, language or options.language)
+    body = shape(transcript, options)
     return PlainTextResponse(body) if isinstance(body, str) else JSONResponse(body)
 
 

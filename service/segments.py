@@ -1,6 +1,6 @@
 """Where to cut a long recording for transcription, and subtitles of what was said in the pieces."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -28,17 +28,22 @@ def quietest_cut(samples: npt.NDArray[np.float32]) -> int:
 
 
 def srt(segments: Iterable[Segment]) -> str:
-    """SubRip subtitles."""
-    blocks = (
-        f"{i}\n{_clock(s.start, ',')} --> {_clock(s.end, ',')}\n{_line(s.text)}\n" for i, s in enumerate(segments, 1)
-    )
-    return "\n".join(blocks)
+    """SubRip subtitles, of the segments that have text."""
+    return "\n".join(f"{i}\n{_cue(s, ',')}" for i, s in enumerate(_spoken(segments), 1))
 
 
 def vtt(segments: Iterable[Segment]) -> str:
-    """WebVTT subtitles."""
-    blocks = (f"\n{_clock(s.start, '.')} --> {_clock(s.end, '.')}\n{_line(s.text)}\n" for s in segments)
-    return "WEBVTT\n" + "".join(blocks)
+    """WebVTT subtitles, of the segments that have text."""
+    return "WEBVTT\n" + "".join(f"\n{_cue(s, '.')}" for s in _spoken(segments))
+
+
+def _spoken(segments: Iterable[Segment]) -> Iterator[Segment]:
+    """Without those of silence: parsers take a cue without text for the end of the file, or for an error."""
+    return (segment for segment in segments if segment.text.strip())
+
+
+def _cue(segment: Segment, point: str) -> str:
+    return f"{_clock(segment.start, point)} --> {_clock(segment.end, point)}\n{_line(segment.text)}\n"
 
 
 def _clock(seconds: float, point: str) -> str:

@@ -7,7 +7,7 @@ order.
 import asyncio
 import uuid
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -27,10 +27,19 @@ from service.segments import srt, vtt
 ResponseFormat: TypeAlias = Literal["json", "text", "srt", "verbose_json", "vtt"]
 
 
+def _no_words(value: Any) -> Any:
+    if value == "word":
+        raise ValueError("a BLSP model has no times of words; use segment, with response_format verbose_json")
+    return value
+
+
+Granularity: TypeAlias = Annotated[Literal["segment"], BeforeValidator(_no_words)]
+
+
 class TranscriptionRequest(BaseModel):
     """The form fields beside `file`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
     model: str | None = Field(None, description="a name that GET /v1/models lists; by default the only one")
     language: str = Field("", description="language of the recording; said back in verbose_json")
@@ -38,7 +47,7 @@ class TranscriptionRequest(BaseModel):
     temperature: float = Field(0.0, ge=0, le=1, description="0 is greedy")
     response_format: ResponseFormat = "json"
     stream: bool = Field(False, description="server-sent events transcript.text.delta and transcript.text.done")
-    timestamp_granularities: Annotated[list[Literal["segment"]], BeforeValidator(as_list)] = Field(
+    timestamp_granularities: Annotated[list[Granularity], BeforeValidator(as_list)] = Field(
         ["segment"], alias="timestamp_granularities[]", description="segment; the models have no times of words"
     )
     chunking_strategy: Literal["auto"] = Field("auto", description="long recordings are always cut at quiet places")
@@ -111,19 +120,31 @@ class Transcript:
             "input_token_details": {"audio_tokens": audio, "text_tokens": prompt - audio},
         }
 
-    def body(self, request: TranscriptionRequest, language: str) -> str | dict[str, Any]:
-        """The reply: text for the formats that are text, else a JSON object."""
+    def body(self, request: TranscriptionRequest) -> str | dict[str, Any]:
+        """The reply to a transcription: text for the formats that are text, else a JSON object."""
         if request.response_format in ("text", "srt", "vtt"):
             return {"text": lambda _: self.text + "\n", "srt": srt, "vtt": vtt}[request.response_format](self.pieces)
         if request.response_format == "json":
             return {"text": self.text, "usage": self.usage()}
         return {
             "duration": self.recording.seconds,
-            "language": language,
+            "language": request.language,
             "text": self.text,
             "segments": [piece.verbose(request.temperature) for piece in self.pieces],
             "usage": {"type": "duration", "seconds": self.recording.seconds},
         }
+
+    def translation(self, request: TranscriptionRequest) -> str | dict[str, Any]:
+        """The reply to a translation: OpenAI's has no usage, and the language is that of the text."""
+        body = self.body(request)
+        if isinstance(body, str):
+            return body
+        del body["usage"]
+        return body | ({"language": "english"} if "language" in body else {})
+
+
+Shape: TypeAlias = Callable[[Transcript, TranscriptionRequest], str | dict[str, Any]]
+"""How a transcript becomes a reply: Transcript.body or Transcript.translation."""
 
 
 class TranscriptionService:

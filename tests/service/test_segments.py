@@ -27,12 +27,12 @@ def test_the_cut_is_always_in_the_second_half(seed: int) -> None:
     assert len(samples) // 2 < quietest_cut(samples) < len(samples)
 
 
-PIECES = [Piece(0, 0.0, 61.2345, "Hello"), Piece(1, 61.2345, 3725.5, "a\n\n--> b")]
+PIECES = [Piece(0, 0.0, 61.2345, "Hello"), Piece(1, 61.2345, 62.0, " "), Piece(2, 62.0, 3725.5, "a\n\n--> b")]
 
 
 def test_subrip() -> None:
-    assert srt(PIECES) == ("1\n00:00:00,000 --> 00:01:01,234\nHello\n\n2\n00:01:01,234 --> 01:02:05,500\na → b\n")
+    assert srt(PIECES) == ("1\n00:00:00,000 --> 00:01:01,234\nHello\n\n2\n00:01:02,000 --> 01:02:05,500\na → b\n")
 
 
 def test_webvtt() -> None:
-    assert vtt(PIECES) == ("WEBVTT\n\n00:00:00.000 --> 00:01:01.234\nHello\n\n00:01:01.234 --> 01:02:05.500\na → b\n")
+    assert vtt(PIECES) == ("WEBVTT\n\n00:00:00.000 --> 00:01:01.234\nHello\n\n00:01:02.000 --> 01:02:05.500\na → b\n")

@@ -105,7 +105,6 @@ def test_a_stream_is_the_transcript_in_order(client: openai.OpenAI, server: Serv
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"timestamp_granularities[]": "word"}, "timestamp_granularities[].0"),
         ({"response_format": "xml"}, "response_format"),
         ({"temperature": "1.5"}, "temperature"),
         ({"nonsense": "1"}, "nonsense"),
@@ -116,6 +115,19 @@ def test_bad_fields(server: Server, fields: dict[str, str], param: str) -> None:
         response = http.post("/v1/audio/transcriptions", files={"file": wav(voice(1.0))}, data=fields)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize("name", ["timestamp_granularities[]", "timestamp_granularities"])
+def test_times_of_words_are_refused(server: Server, name: str) -> None:
+    with server.client() as http:
+        good, bad = (
+            http.post("/v1/audio/transcriptions", files={"file": wav(voice(1.0))}, data={name: value})
+            for value in (["segment"], ["segment", "word"])
+        )
+    assert good.status_code == 200
+    assert bad.status_code == 400
+    assert "no times of words" in bad.json()["error"]["message"]
+    assert bad.json()["error"]["param"].startswith(name)
 
 
 def test_an_unknown_model(client: openai.OpenAI) -> None:
