@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import metrics, routes, timeline
 from service.body import MAX_FIELD_BYTES
+from service.engine import VLLMClientError, as_api_error
 from service.errors import ApiError, InvalidRequest, Overloaded, UploadTooLarge
 from service.fields import invalid_field
 from service.loading import Service
@@ -56,6 +57,7 @@ def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = l
     app.include_router(routes.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(VLLMClientError, _engine_refusal)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected_error)
     app.add_exception_handler(ClientDisconnect, _client_gone)
@@ -145,6 +147,11 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
     """FastAPI's 422, as OpenAI's 400 that names the first field which is wrong."""
     assert isinstance(error, RequestValidationError)
     return _respond(invalid_field(error.errors()[0]))
+
+
+async def _engine_refusal(_: Request, error: Exception) -> JSONResponse:
+    """What the validators of vLLM's request types raise past FastAPI."""
+    return _respond(as_api_error(error))
 
 
 async def _http_error(_: Request, error: Exception) -> JSONResponse:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import vllm
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.exceptions import VLLMClientError
+from vllm.exceptions import VLLMClientError as VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.inputs.engine import EngineInput, embeds_input
 from vllm.outputs import RequestOutput
@@ -203,7 +203,8 @@ def as_api_error(error: Exception) -> ApiError:
     """What a client is told of an error of vLLM's."""
     if isinstance(error, EngineDeadError):
         return Unavailable("The LLM engine has died; the service is restarting.")
-    return InvalidRequest(str(error), param=getattr(error, "parameter", None))
+    message = error.args[0] if error.args else error  # str() of vLLM's own repeats the parameter
+    return InvalidRequest(str(message), param=getattr(error, "parameter", None))
 
 
 def _drop_first_space(output: RequestOutput, begun: set[int]) -> None:

@@ -5,7 +5,7 @@ import io
 import os
 import wave
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
     Raises CheckpointError where the checkpoint does not fit together, and whatever vLLM raises.
     """
     progress(f"Reading checkpoint {settings.model}")
-    checkpoint = await asyncio.to_thread(open_checkpoint, settings.model, settings.cache)
+    checkpoint = _instructed(await asyncio.to_thread(open_checkpoint, settings.model, settings.cache), settings)
     device = torch.device(
         settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     )
@@ -74,15 +74,22 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
             cache_bytes=settings.embedding_cache_mib << 20,
         )
         prompts = checkpoint.prompt_builder(engine.dtype)
-        parts = (engine, listener, prompts, name)
-        transcription = TranscriptionService(engine, prompts, name)
-        service = Service(checkpoint, engine, listener, SpeechService(*parts), ChatService(*parts), transcription)
+        speech = SpeechService(engine, listener, prompts, name)
+        chat = ChatService(engine, listener, prompts, name, settings.tool_call_parser)
+        service = Service(checkpoint, engine, listener, speech, chat, TranscriptionService(engine, prompts, name))
         progress("Warming up with a first request")
         await _warm_up(service)
     except BaseException:
         await engine.close()
         raise
     return service
+
+
+def _instructed(checkpoint: Checkpoint, settings: ModelSettings) -> Checkpoint:
+    """The checkpoint, with the instructions that the settings name in place of its own."""
+    names = ("transcribe_instruction", "translate_instruction")
+    given = {name: value for name in names if (value := getattr(settings, name)) is not None}
+    return replace(checkpoint, config=checkpoint.config.model_copy(update=given))
 
 
 async def _warm_up(service: Service) -> None:

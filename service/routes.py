@@ -14,7 +14,13 @@ from starlette.requests import ClientDisconnect
 
 from service import metrics
 from service.body import Fields, read_body
-from service.chat import ChatCompletionRequest
+from service.chat import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    ResponsesRequest,
+    TokenizeRequest,
+)
 from service.engine import VLLM_VERSION
 from service.errors import ApiError, ModelNotFound, Unavailable
 from service.fields import parse_fields
@@ -57,8 +63,36 @@ async def speech(request: Request, service: Ready) -> Response:
 
 @router.post("/v1/chat/completions", **CHAT)
 async def chat_completions(body: ChatCompletionRequest, request: Request, service: Ready) -> Response:
-    """OpenAI's chat completions; a message's content may hold `input_audio` parts."""
-    reply = await _unless_gone(request, service.chat.complete(body))
+    """OpenAI's chat completions; a message's content may hold `input_audio` and `audio_url` parts."""
+    return await _generate(request, service.chat.complete(body))
+
+
+@router.post("/v1/completions", **CHAT)
+async def completions(body: CompletionRequest, request: Request, service: Ready) -> Response:
+    """OpenAI's completions, of text alone."""
+    return await _generate(request, service.chat.complete_text(body))
+
+
+@router.post("/v1/responses", **CHAT)
+async def responses(body: ResponsesRequest, request: Request, service: Ready) -> Response:
+    """OpenAI's responses; nothing is stored."""
+    return await _generate(request, service.chat.respond(body))
+
+
+@router.post("/tokenize")
+async def tokenize(body: TokenizeRequest, service: Ready) -> dict[str, Any]:
+    """vLLM's: the token ids of a text or of messages; 0 where speech stands."""
+    return await service.chat.tokenize(body)
+
+
+@router.post("/detokenize")
+async def detokenize(body: DetokenizeRequest, service: Ready) -> dict[str, Any]:
+    """vLLM's: the text of token ids."""
+    return await service.chat.detokenize(body)
+
+
+async def _generate(request: Request, answer: Awaitable[AsyncIterator[str] | dict[str, Any]]) -> Response:
+    reply = await _unless_gone(request, answer)
     if isinstance(reply, dict):
         return JSONResponse(reply)
     return StreamingResponse(reply, media_type="text/event-stream")

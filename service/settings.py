@@ -57,6 +57,15 @@ class ModelSettings(BaseSettings):
     self_check_agreement: float = Field(
         0.6, ge=0, le=1, description="share of next tokens that must be the same, heard and read"
     )
+    tool_call_parser: str | None = Field(
+        None, description="vLLM's parser of the LLM's tool calls, e.g. hermes or llama3_json; default: no tool calls"
+    )
+    transcribe_instruction: str | None = Field(
+        None, description="what a transcription asks the model; default: what the checkpoint names"
+    )
+    translate_instruction: str | None = Field(
+        None, description="what a translation into English asks the model; default: what the checkpoint names"
+    )
     cache: Path = Field(default_factory=default_cache, description="folder for converted official checkpoints")
     vllm: CliUnknownArgs = Field([], description="further options are vLLM's engine options, e.g. --max-model-len 4096")
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,25 @@ def engine_worker(server: int) -> int:
     return next(int(pid) for pid, _, name in rows if pid in family and name.startswith("VLLM::Worker"))
 
 
-def test_a_dead_engine_ends_the_running_stream_and_the_process(official: Path, tmp_path: Path) -> None:
+LONG = {"stream": True, "ignore_eos": True}
+STREAMS: dict[str, dict[str, Any]] = {
+    "/v1/speech": {"files": {"file": wav(voice(1.0))}, "data": {"stream": "true", "min_tokens": "1900"}},
+    "/v1/chat/completions": {"json": LONG | {"messages": [{"role": "user", "content": "Hi"}]}},
+    "/v1/completions": {"json": LONG | {"prompt": "Hi", "max_tokens": 1900}},
+    "/v1/responses": {"json": LONG | {"input": "Hi"}},
+}
+
+
+def test_a_dead_engine_ends_the_running_streams_and_the_process(official: Path, tmp_path: Path) -> None:
     with serve(official, tmp_path) as server, server.client() as client:
-        request: dict[str, Any] = {"files": {"file": wav(voice(1.0))}, "data": {"stream": "true", "min_tokens": "1900"}}
-        with client.stream("POST", "/v1/speech", **request) as response:
-            lines = response.iter_lines()
-            assert "speech.delta" in next(lines)
+        with ExitStack() as stack:
+            streams = [stack.enter_context(client.stream("POST", path, **STREAMS[path])) for path in STREAMS]
+            replies = [response.iter_lines() for response in streams]
+            assert all(next(lines).startswith(("data: {", "event: response.created")) for lines in replies)
             os.kill(engine_worker(server.process.pid), signal.SIGKILL)
-            last = [line for line in lines if line][-1]
-        assert '"error"' in last
-        assert '"code": "unavailable"' in last
+            events = [[line for line in lines if line and line != "data: [DONE]"] for lines in replies]
+        assert all('"code": "unavailable"' in lines[-1] for lines in events), [lines[-1] for lines in events]
+        assert events[-1][-2] == "event: error"
         assert server.process.wait(timeout=60) == 1
         with pytest.raises(httpx.ConnectError):
             client.get("/health")
