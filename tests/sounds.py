@@ -3,6 +3,7 @@
 import io
 import wave
 
+import av
 import numpy as np
 import numpy.typing as npt
 
@@ -28,4 +29,17 @@ def wav(samples: npt.NDArray[np.float32], rate: int = RATE) -> bytes:
         out.setsampwidth(2)
         out.setframerate(rate)
         out.writeframes((samples.clip(-1, 1) * 32767).astype("<i2").tobytes())
+    return file.getvalue()
+
+
+def encoded(container: str, codec: str, seconds: float, rate: int = 48_000) -> bytes:
+    """A tone as any container and codec that PyAV writes."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as out:
+        stream = out.add_stream(codec, rate=rate)
+        tone = (8000 * np.sin(np.arange(round(seconds * rate)) * 0.05)).astype(np.int16)[None]
+        frame = av.AudioFrame.from_ndarray(tone, format="s16", layout="mono")
+        frame.sample_rate = rate
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            out.mux(packet)
     return file.getvalue()

@@ -15,20 +15,7 @@ import numpy as np
 import pytest
 
 from tests.serving import Server
-from tests.sounds import RATE, voice, wav
-
-
-def encoded(container: str, codec: str, seconds: float, rate: int = 48_000) -> bytes:
-    """A tone as any container and codec that PyAV writes."""
-    file = BytesIO()
-    with av.open(file, "w", format=container) as out:
-        stream = out.add_stream(codec, rate=rate)
-        tone = (8000 * np.sin(np.arange(round(seconds * rate)) * 0.05)).astype(np.int16)[None]
-        frame = av.AudioFrame.from_ndarray(tone, format="s16", layout="mono")
-        frame.sample_rate = rate
-        for packet in (*stream.encode(frame), *stream.encode(None)):
-            out.mux(packet)
-    return file.getvalue()
+from tests.sounds import RATE, encoded, voice, wav
 
 
 def silent_opus(seconds: int) -> bytes:
