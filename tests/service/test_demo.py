@@ -1,15 +1,22 @@
 """The demo model as it ships, through HTTP and vLLM: what it is reliable at, asserted on meaning."""
 
 import base64
+import io
 import subprocess
+import wave
 from collections.abc import Iterator
+from itertools import cycle, pairwise
+from typing import Literal
 
 import openai
 import pytest
+import srt
+import webvtt
 
 from service.settings import DEMO, ServeSettings
 from tests.killed_batch import INSTRUCTION, ROWS, SAMPLES, KilledBatch, chat
 from tests.serving import BLSP, Server, serve
+from tests.sounds import RATE
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +77,42 @@ def test_every_way_in_gives_the_same_greedy_text(demo: Server, killed_batch: Kil
             assert transcript["text"] == reply
             forms = ("official", "chat", "speech", "transcription")
             assert killed_batch.replies(row["file"]) == dict.fromkeys(forms, reply)
+
+
+@pytest.fixture(scope="module")
+def ten_minutes() -> bytes:
+    """The samples again and again, with pauses of a second: 600 s of 16-bit samples at 16 kHz, as a wav file."""
+    pcm = b""
+    for row in cycle(ROWS):
+        with wave.open(str(SAMPLES / row["file"])) as file:
+            assert file.getframerate() == RATE
+            pcm += file.readframes(file.getnframes()) + bytes(2 * RATE)
+        if len(pcm) >= 2 * RATE * 600:
+            break
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(RATE)
+        out.writeframes(pcm[: 2 * RATE * 600])
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("form", ["srt", "vtt"])
+def test_ten_minutes_to_subtitles(demo: Server, ten_minutes: bytes, form: Literal["srt", "vtt"]) -> None:
+    """As parsers that are not ours read them: times go forward, do not overlap, and cover the recording but for pieces without words."""
+    with openai.OpenAI(base_url=f"{demo.url}/v1", api_key="none") as client:
+        text = client.audio.transcriptions.create(model=demo.model, file=ten_minutes, response_format=form)
+    if form == "srt":
+        cues = [(c.start.total_seconds(), c.end.total_seconds(), c.content) for c in srt.parse(text)]
+    else:
+        cues = [(c.start_in_seconds, c.end_in_seconds, c.text) for c in webvtt.from_string(text).captions]
+    assert all(start < end <= start + 30 for start, end, _ in cues)
+    assert all(before[1] <= after[0] for before, after in pairwise(cues))
+    assert cues[0][0] >= 0
+    assert cues[-1][1] <= 600
+    assert sum(end - start for start, end, _ in cues) > 500
+    assert all(words for *_, words in cues)
 
 
 def test_it_is_the_default() -> None:
