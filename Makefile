@@ -40,8 +40,13 @@ check: .venv/bin/blsp ## Lint, formatting, types and the rules of which part may
 	.venv/bin/mypy
 	.venv/bin/pytest tests/test_layers.py
 
-test: .venv/bin/blsp ## Run all tests, the end-to-end ones against a real vLLM engine.
+test: .venv/bin/blsp tests/javascript/node_modules ## Run all tests, the end-to-end ones against a real vLLM engine.
 	.venv/bin/pytest
+
+# OpenAI's JavaScript client; without npm its tests are skipped.
+tests/javascript/node_modules: tests/javascript/package-lock.json
+	! command -v npm > /dev/null || npm ci --silent --no-audit --no-fund --prefix tests/javascript
+	@touch -c $@
 
 bench: .venv/bin/blsp ## Measure start-up, memory and latency under load; writes benchmarks/RESULTS.md.
 	.venv/bin/python benchmarks/serving.py
@@ -51,4 +56,4 @@ lock: ## Pin every dependency with hashes into requirements.lock; needs torch's 
 	mv requirements.lock.new requirements.lock
 
 clean: ## Remove what was built, but not .venv.
-	rm -rf build runs
+	rm -rf build runs tests/javascript/node_modules

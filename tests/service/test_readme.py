@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.javascript import FOLDER, needs_node
 from tests.serving import Server
 
 ROOT = Path(__file__).parents[2]
@@ -25,8 +26,9 @@ def here(example: str, server: Server) -> str:
 
 
 @pytest.mark.parametrize("example", examples("sh", "curl"))
-@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
 def test_curl(server: Server, example: str) -> None:
+    if missing := [name for name in ("curl", "ffmpeg") if name in example and shutil.which(name) is None]:
+        pytest.skip(f"no {missing[0]}")
     done = subprocess.run(["bash", "-c", here(example, server)], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "data: [DONE]" in done.stdout
@@ -41,6 +43,19 @@ def test_python(server: Server, example: str) -> None:
     assert done.stdout.strip()
 
 
+@needs_node
+@pytest.mark.parametrize("example", examples("js", "OpenAI"))
+def test_javascript(server: Server, example: str, tmp_path: Path) -> None:
+    """In a folder of its own, from which node finds the client."""
+    (tmp_path / "node_modules").symlink_to(FOLDER / "node_modules")
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    (tmp_path / "example.mjs").write_text(here(example, server))
+    done = subprocess.run(["node", "example.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "00:00:00,000 --> " in done.stdout
+
+
 def test_there_are_examples() -> None:
-    assert examples("sh", "curl")
+    assert len(examples("sh", "curl")) > 1
+    assert examples("js", "OpenAI")
     assert examples("python", "OpenAI")
