@@ -5,7 +5,9 @@ growing: it reads, and reading waits. Whatever ffmpeg (through PyAV) finds in on
 ffmpeg command decodes it, encoder delay and edit lists included, but channels are mixed by their plain mean.
 """
 
+import importlib
 import io
+import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -66,6 +68,13 @@ def decode(source: BinaryIO | io.RawIOBase, *, max_seconds: float) -> Iterator[n
         if isinstance(exc, ApiError):
             raise
         raise InvalidAudio(f"The audio is damaged: {_reason(exc)}. Send an intact file.") from exc
+
+
+def load_everything() -> None:
+    """Imports what the decoder would import when a file first needs it."""
+    for module in pkgutil.walk_packages(av.__path__, "av."):
+        if module.name != "av.__main__":
+            importlib.import_module(module.name)
 
 
 def _chunks(reader: "_Reader", max_seconds: float) -> Iterator[np.ndarray]:

@@ -15,9 +15,9 @@ from torch import Tensor
 from models.embedder import Embedder
 from models.features import N_SAMPLES, SAMPLE_RATE
 from service import metrics, timeline
-from service.audio import decode
 from service.batcher import Batcher
 from service.cache import EmbeddingCache, fingerprint
+from service.decoders import Decoders
 from service.upload import GrowingBuffer
 
 # Where to end a window: given the samples (n,) that are there, all of a full window, how many of them it takes.
@@ -53,16 +53,16 @@ class _Window:
 
 
 class Listener:
-    """Decodes recordings in threads, cuts them into 30 s windows, and has each window encoded as soon as it is full.
+    """Has recordings decoded, cuts them into 30 s windows, and has each window encoded as soon as it is full.
 
     A window that was heard before is not encoded again.
     """
 
     def __init__(
-        self, embedder: Embedder, *, max_windows: int, max_seconds: float, max_uploads: int, cache_bytes: int
+        self, embedder: Embedder, decoders: Decoders, *, max_windows: int, max_uploads: int, cache_bytes: int
     ) -> None:
         self._embedder = embedder
-        self._max_seconds = max_seconds
+        self._decoders = decoders
         self._cache = EmbeddingCache(cache_bytes)
         self._threads = ThreadPoolExecutor(max_uploads, thread_name_prefix="decode")
         self._batcher = Batcher(embedder.embed_features, max_windows)
@@ -70,7 +70,7 @@ class Listener:
     async def hear(self, source: BinaryIO | GrowingBuffer, cut: Cut = len) -> Recording:
         """Listens to a recording of any format and length up to the limit; `cut` ends a window before it is full.
 
-        Raises the errors of `service.audio.decode`, and what the source itself raises. When it fails or is cancelled, so does a
+        Raises the errors of `Decoders.decode`, and what the source itself raises. When it fails or is cancelled, so does a
         GrowingBuffer: whoever feeds it or waits for it hears of the error.
         """
         windows = self._windows(source, cut)
@@ -109,7 +109,7 @@ class Listener:
 
     def _windows(self, source: BinaryIO | GrowingBuffer, cut: Cut) -> Iterator[_Window]:
         """Yields one window after the other; runs in a thread."""
-        chunks = decode(source, max_seconds=self._max_seconds)
+        chunks = self._decoders.decode(source)
         pending: list[np.ndarray] = []
         while True:
             with timeline.stage("decode"):
@@ -125,8 +125,9 @@ class Listener:
             yield _Window(len(samples), key, None, features)
 
     async def close(self) -> None:
-        """Stops the batcher and the threads."""
+        """Stops the batcher, the decoders and the threads."""
         await self._batcher.close()
+        await asyncio.to_thread(self._decoders.close)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 

@@ -13,6 +13,7 @@ import torch
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.features import SAMPLE_RATE
 from service.chat import ChatService
+from service.decoders import Decoders
 from service.engine import Engine
 from service.listener import Listener
 from service.settings import ModelSettings
@@ -68,8 +69,12 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
         embedder.to(engine.dtype)
         listener = Listener(
             embedder,
+            Decoders(
+                max_seconds=settings.max_audio_seconds,
+                seconds=settings.decode_seconds,
+                memory_bytes=settings.decode_memory_mib << 20,
+            ),
             max_windows=settings.max_batch_windows,
-            max_seconds=settings.max_audio_seconds,
             max_uploads=settings.max_uploads,
             cache_bytes=settings.embedding_cache_mib << 20,
         )

@@ -20,6 +20,7 @@ BATCH_WINDOWS = Histogram("blsp_batch_windows", "Windows in a batch of the encod
 CACHE = Counter("blsp_embedding_cache_windows", "Windows looked up among those encoded before", ["result"])
 REQUESTS = Counter("blsp_requests", "Requests answered", ["endpoint", "status"])
 ABORTED = Counter("blsp_aborted_generations", "Generations that were stopped because their client had gone")
+DECODER_DEATHS = Counter("blsp_decoder_deaths", "Recordings whose decoder died of them or hung", ["how"])
 
 
 def render() -> bytes:

@@ -66,6 +66,12 @@ class ModelSettings(BaseSettings):
     translate_instruction: str | None = Field(
         None, description="what a translation into English asks the model; default: what the checkpoint names"
     )
+    decode_seconds: float = Field(
+        30.0,
+        ge=1,
+        description="processor time that decoding a recording may take, and how long its decoder may be silent",
+    )
+    decode_memory_mib: int = Field(256, ge=16, description="memory that decoding a recording may take")
     cache: Path = Field(default_factory=default_cache, description="folder for converted official checkpoints")
     vllm: CliUnknownArgs = Field([], description="further options are vLLM's engine options, e.g. --max-model-len 4096")
 

@@ -6,7 +6,7 @@ import struct
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import cache
 from itertools import pairwise
@@ -353,7 +353,12 @@ def test_recordings_of_people() -> None:
 class Decoding:
     """Decodes a growing buffer in a thread; `first` is set by the first chunk."""
 
-    def __init__(self, buffer: GrowingBuffer) -> None:
+    def __init__(
+        self,
+        buffer: GrowingBuffer,
+        decode: Callable[[GrowingBuffer], Iterator[np.ndarray]] = lambda source: decode(source, max_seconds=60),
+    ) -> None:
+        self.decode = decode
         self.chunks: list[np.ndarray] = []
         self.error: Exception | None = None
         self.first = threading.Event()
@@ -362,7 +367,7 @@ class Decoding:
 
     def work(self, buffer: GrowingBuffer) -> None:
         try:
-            for chunk in decode(buffer, max_seconds=60):
+            for chunk in self.decode(buffer):
                 self.chunks.append(chunk)
                 self.first.set()
         except Exception as exc:
