@@ -16,9 +16,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import metrics, routes, timeline
+from service.admission import Admission, Queued
 from service.body import MAX_FIELD_BYTES
+from service.door import Admitted, Deadlines
 from service.engine import VLLMClientError, as_api_error
-from service.errors import ApiError, InvalidRequest, Overloaded, UploadTooLarge
+from service.errors import ApiError, InvalidRequest, Overloaded, UploadTooLarge, UploadTooSlow
 from service.fields import invalid_field
 from service.loading import Service
 from service.settings import ServeSettings
@@ -62,8 +64,15 @@ def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = l
     app.add_exception_handler(Exception, _unexpected_error)
     app.add_exception_handler(ClientDisconnect, _client_gone)
     app.add_middleware(BodyLimit, limit=settings.max_upload_bytes + MAX_FIELD_BYTES)
+    app.add_middleware(Deadlines, upload_seconds=settings.upload_seconds, request_seconds=settings.request_seconds)
+    app.add_middleware(Admitted, admission=Admission(settings.admission(), lambda: _queued(app)))
     app.add_middleware(Measured)
     return app
+
+
+def _queued(app: FastAPI) -> Queued:
+    service: Service | None = app.state.service
+    return Queued(0.0, 0) if service is None else service.queued()
 
 
 async def _load(app: FastAPI, load: Load, stop: Callable[[], None]) -> None:
@@ -155,10 +164,11 @@ async def _engine_refusal(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _http_error(_: Request, error: Exception) -> JSONResponse:
-    """404 and 405 of the router and 413 of BodyLimit, in OpenAI's shape."""
+    """404 and 405 of the router, 408 of Deadlines and 413 of BodyLimit, in OpenAI's shape."""
     assert isinstance(error, HTTPException)
-    if error.status_code == UploadTooLarge.status:
-        return _respond(UploadTooLarge(str(error.detail)))
+    for kind in (UploadTooLarge, UploadTooSlow):
+        if error.status_code == kind.status:
+            return _respond(kind(str(error.detail)))
     refusal = InvalidRequest(str(error.detail))
     refusal.status = error.status_code
     refusal.code = HTTPStatus(error.status_code).name.lower()

@@ -1,20 +1,28 @@
 """The micro-batcher: windows of all requests, encoded together, off the event loop.
 
-While one batch is on the device the next one gathers; nothing waits for a batch to fill. This file knows nothing about audio formats or
-prompts.
+While one batch is on the device the next one gathers; nothing waits for a batch to fill. Clients take turns, and so do the requests of a
+client: who sends a hundred long recordings delays another's short clip by little more than the batch that is running. This file knows
+nothing about audio formats or prompts.
 """
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from models.features import HOP_LENGTH, SAMPLE_RATE
 from service import metrics, timeline
+from service.admission import current_client
 from service.errors import ApiError, Unavailable
+
+FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
+MAX_TURNS = 10_000  # that are remembered
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +35,16 @@ class _Item:
     n_samples: int
     rows: asyncio.Future[Tensor]
     times: timeline.Timeline = field(default_factory=timeline.get)
+    client: str = field(default_factory=current_client)
     queued: float = field(default_factory=time.perf_counter)
+
+    @property
+    def frames(self) -> int:
+        return self.features.shape[1]
+
+    @property
+    def request(self) -> tuple[str, int]:
+        return self.client, id(self.times)
 
 
 class EncodingFailed(ApiError):
@@ -42,13 +59,23 @@ class Batcher:
     `encode` takes features (n_mels, frames_i) and sample counts and returns rows (n_i, llm_dim); it runs in one thread of its own.
     """
 
-    def __init__(self, encode: Encode, max_windows: int) -> None:
+    def __init__(self, encode: Encode, max_windows: int, max_seconds: float = math.inf) -> None:
+        """A batch has at most `max_windows` windows and, where there is more than one, `max_seconds` of audio."""
         self._encode = encode
         self._max_windows = max_windows
+        self._max_frames = max_seconds * FRAMES_PER_SECOND
+        self._turns: dict[Hashable, int] = {}  # when each client, and each request, last led a batch
+        self._n_batches = 0
         self._waiting: list[_Item] = []
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._loop = asyncio.create_task(self._run(), name="batcher")
+        metrics.QUEUED_AUDIO_SECONDS.set_function(lambda: self.queued_seconds)
+
+    @property
+    def queued_seconds(self) -> float:
+        """Audio that waits."""
+        return sum(item.n_samples for item in self._waiting) / SAMPLE_RATE
 
     async def embed(self, features: Tensor, n_samples: int) -> Tensor:
         """Speech embeddings (n, llm_dim) of one window.
@@ -81,16 +108,28 @@ class Batcher:
                 await self._encode_batch(batch)
 
     def _take_batch(self) -> list[_Item]:
-        """The window that has waited longest and those of most similar length, so that little of the batch is padding."""
+        """The first window of whose turn it is, and others of similar length, from each client about as many."""
         self._waiting = [item for item in self._waiting if not item.rows.done()]
         if not self._waiting:
             return []
-        frames = self._waiting[0].features.shape[1]
-        by_distance = sorted(self._waiting, key=lambda item: abs(item.features.shape[1] - frames))
-        batch = by_distance[: self._max_windows]
+        turns = self._turns
+        first = min(self._waiting, key=lambda item: (turns.get(item.client, 0), turns.get(item.request, 0)))
+        self._note_turn(first)
+        batch = [first]
+        frames = first.frames
+        for item in _similar(first, self._waiting):
+            if len(batch) < self._max_windows and frames + item.frames <= self._max_frames:
+                batch.append(item)
+                frames += item.frames
         taken = set(map(id, batch))
         self._waiting = [item for item in self._waiting if id(item) not in taken]
         return batch
+
+    def _note_turn(self, item: _Item) -> None:
+        self._n_batches += 1
+        if len(self._turns) > MAX_TURNS:
+            self._turns.clear()
+        self._turns[item.client] = self._turns[item.request] = self._n_batches
 
     async def _encode_batch(self, batch: list[_Item]) -> None:
         """Encodes a batch; where that fails, each of its windows alone, so that one bad window costs nobody else."""
@@ -120,3 +159,15 @@ class Batcher:
         log.error("encoding a window of %d samples failed", batch[0].n_samples, exc_info=error)
         if not batch[0].rows.done():
             batch[0].rows.set_exception(EncodingFailed("The audio could not be encoded."))
+
+
+def _similar(first: _Item, waiting: Sequence[_Item]) -> list[_Item]:
+    """The other windows of half to twice the length: in turn from each client, those of most similar length first."""
+    others = [i for i in waiting if i is not first and first.frames <= 2 * i.frames and i.frames <= 2 * first.frames]
+    others.sort(key=lambda item: abs(item.frames - first.frames))
+    of_client = Counter([first.client])
+    ranks: dict[int, int] = {}
+    for item in others:
+        ranks[id(item)] = of_client[item.client]
+        of_client[item.client] += 1
+    return sorted(others, key=lambda item: ranks[id(item)])

@@ -5,6 +5,7 @@ Mixed prompts are vLLM's `embeds_input` with `is_token_ids`: rows where speech s
 """
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import AsyncGenerator
@@ -27,7 +28,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from models.prompt import Prompt
 from service import metrics, timeline
-from service.errors import ApiError, ContextTooLong, InvalidRequest, OptionError, Unavailable
+from service.errors import ApiError, ContextTooLong, DeadlineExceeded, InvalidRequest, OptionError, Unavailable
 
 VLLM_VERSION: str = vllm.__version__
 
@@ -59,25 +60,33 @@ class Delta:
 
 
 class BlspLLM(AsyncLLM):
-    """vLLM's engine; whichever endpoint asks, it books the time to the first token, between tokens, and in all.
+    """vLLM's engine; whichever endpoint asks, it books the time to the first token, between tokens, and in all, and sets an end to it.
 
     With `drop_first_space`, replies start without the space that SentencePiece puts before a first word, as in the official code.
     """
 
     drop_first_space = False
+    generation_seconds = math.inf
+    queued_prompt_tokens = 0
+    """Of all prompts whose reply has not begun."""
 
     def __del__(self) -> None:
         """Engine.close has ended the processes; vLLM's own finalizer would try again and fail while Python exits."""
 
-    async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
-        """As AsyncLLM.generate."""
+    async def generate(self, prompt: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
+        """As AsyncLLM.generate. Raises DeadlineExceeded after `generation_seconds`."""
+        queued = _n_tokens(prompt)
+        self._add_queued(queued)
+        end = asyncio.get_running_loop().time() + self.generation_seconds
         times = timeline.get()
         last: float | None = None
         finished = False
         begun: set[int] = set()  # choices whose text has begun
         try:
-            async with aclosing(super().generate(*args, **kwargs)) as outputs:
-                async for output in outputs:
+            async with aclosing(super().generate(prompt, *args, **kwargs)) as outputs:
+                while (output := await self._next_before(end, outputs)) is not None:
+                    self._add_queued(-queued)
+                    queued = 0
                     now = time.perf_counter()
                     if last is None:
                         times.add("ttft", times.since_start())
@@ -94,6 +103,21 @@ class BlspLLM(AsyncLLM):
             if not finished:
                 metrics.ABORTED.inc()
             raise
+        finally:
+            self._add_queued(-queued)
+
+    async def _next_before(self, end: float, outputs: AsyncGenerator[RequestOutput, None]) -> RequestOutput | None:
+        try:
+            async with asyncio.timeout_at(end) as clock:
+                return await anext(outputs, None)
+        except TimeoutError as error:
+            if not clock.expired():
+                raise
+            raise DeadlineExceeded(f"The generation took longer than {self.generation_seconds:g} s.") from error
+
+    def _add_queued(self, tokens: int) -> None:
+        self.queued_prompt_tokens += tokens
+        metrics.QUEUED_PROMPT_TOKENS.set(self.queued_prompt_tokens)
 
 
 class Engine:
@@ -205,6 +229,12 @@ def as_api_error(error: Exception) -> ApiError:
         return Unavailable("The LLM engine has died; the service is restarting.")
     message = error.args[0] if error.args else error  # str() of vLLM's own repeats the parameter
     return InvalidRequest(str(message), param=getattr(error, "parameter", None))
+
+
+def _n_tokens(prompt: Any) -> int:
+    """The length of an engine input of ours or of vLLM's renderers."""
+    token_ids = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else None
+    return len(token_ids or ())
 
 
 def _drop_first_space(output: RequestOutput, begun: set[int]) -> None:

@@ -88,9 +88,28 @@ class Unavailable(ApiError):
 
 
 class Overloaded(ApiError):
-    """The queue is full; the client may try again after `retry_after` seconds."""
+    """Too much is being done or waits; the client may try again after `retry_after` seconds. `code` names the limit."""
 
     status = 429
     type = "rate_limit_error"
-    code = "queue_full"
-    retry_after = 1
+    code: str
+
+    def __init__(self, message: str, *, code: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry_after = retry_after
+
+
+class UploadTooSlow(InvalidRequest):
+    """The body did not come in time."""
+
+    status = 408
+    code = "upload_too_slow"
+
+
+class DeadlineExceeded(ApiError):
+    """The service did not get done in time."""
+
+    status = 504
+    type = "timeout_error"
+    code = "deadline_exceeded"

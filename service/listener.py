@@ -1,7 +1,7 @@
 """From a recording's bytes to its speech embeddings, while the bytes are still arriving."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from service import metrics, timeline
 from service.batcher import Batcher
 from service.cache import EmbeddingCache, fingerprint
 from service.decoders import Decoders
+from service.errors import DeadlineExceeded
 from service.upload import GrowingBuffer
 
 # Where to end a window: given the samples (n,) that are there, all of a full window, how many of them it takes.
@@ -59,19 +60,35 @@ class Listener:
     """
 
     def __init__(
-        self, embedder: Embedder, decoders: Decoders, *, max_windows: int, max_uploads: int, cache_bytes: int
+        self,
+        embedder: Embedder,
+        decoders: Decoders,
+        *,
+        max_windows: int,
+        max_batch_seconds: float,
+        max_uploads: int,
+        encode_seconds: float,
+        cache_bytes: int,
     ) -> None:
         self._embedder = embedder
         self._decoders = decoders
         self._cache = EmbeddingCache(cache_bytes)
         self._threads = ThreadPoolExecutor(max_uploads, thread_name_prefix="decode")
-        self._batcher = Batcher(embedder.embed_features, max_windows)
+        self._batcher = Batcher(embedder.embed_features, max_windows, max_batch_seconds)
+        self._max_ahead = max_windows
+        self._encode_seconds = encode_seconds
+
+    @property
+    def queued_seconds(self) -> float:
+        """Audio that is decoded and waits for the encoder."""
+        return self._batcher.queued_seconds
 
     async def hear(self, source: BinaryIO | GrowingBuffer, cut: Cut = len) -> Recording:
         """Listens to a recording of any format and length up to the limit; `cut` ends a window before it is full.
 
-        Raises the errors of `Decoders.decode`, and what the source itself raises. When it fails or is cancelled, so does a
-        GrowingBuffer: whoever feeds it or waits for it hears of the error.
+        No recording has more windows waiting for the encoder than a batch holds. Raises the errors of `Decoders.decode`, DeadlineExceeded,
+        and what the source itself raises. When it fails or is cancelled, so does a GrowingBuffer: whoever feeds it or waits for it hears of
+        the error.
         """
         windows = self._windows(source, cut)
         encoding: list[asyncio.Task[Tensor]] = []
@@ -79,8 +96,10 @@ class Listener:
         try:
             while (window := await self._in_thread(windows)) is not None:
                 lengths.append(window.n_samples)
+                if len(encoding) >= self._max_ahead:
+                    await self._in_time([encoding[-self._max_ahead]])
                 encoding.append(asyncio.create_task(self._embed(window)))
-            rows = await asyncio.gather(*encoding)
+            rows = await self._in_time(encoding)
         except BaseException as error:
             for task in encoding:
                 task.cancel()
@@ -92,6 +111,17 @@ class Listener:
         recording = Recording(rows, lengths)
         metrics.AUDIO_SECONDS.inc(recording.seconds)
         return recording
+
+    async def _in_time(self, encoding: Sequence[asyncio.Task[Tensor]]) -> list[Tensor]:
+        try:
+            async with asyncio.timeout(self._encode_seconds) as clock:
+                return await asyncio.gather(*encoding)
+        except TimeoutError as error:
+            if not clock.expired():
+                raise
+            raise DeadlineExceeded(
+                f"The audio waited longer than {self._encode_seconds:g} s for the encoder."
+            ) from error
 
     async def _embed(self, window: _Window) -> Tensor:
         if window.features is None:

@@ -12,6 +12,7 @@ import torch
 
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.features import SAMPLE_RATE
+from service.admission import Queued
 from service.chat import ChatService
 from service.decoders import Decoders
 from service.engine import Engine
@@ -33,6 +34,10 @@ class Service:
     speech: SpeechService
     chat: ChatService
     transcription: TranscriptionService
+
+    def queued(self) -> Queued:
+        """What waits for the encoder and for the LLM."""
+        return Queued(self.listener.queued_seconds, self.engine.llm.queued_prompt_tokens)
 
     async def close(self) -> None:
         """Ends the encoder's threads and the engine's process."""
@@ -66,6 +71,7 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
         Engine.start, checkpoint.llm, name, settings.dtype, settings.vllm, drop_first_space=blsp_format
     )
     try:
+        engine.llm.generation_seconds = settings.generation_seconds
         embedder.to(engine.dtype)
         listener = Listener(
             embedder,
@@ -75,7 +81,9 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
                 memory_bytes=settings.decode_memory_mib << 20,
             ),
             max_windows=settings.max_batch_windows,
+            max_batch_seconds=settings.max_batch_seconds or (480 if device.type == "cuda" else 60),
             max_uploads=settings.max_uploads,
+            encode_seconds=settings.encode_seconds,
             cache_bytes=settings.embedding_cache_mib << 20,
         )
         prompts = checkpoint.prompt_builder(engine.dtype)

@@ -1,6 +1,6 @@
 """What /metrics shows of the service itself; vLLM adds its own `vllm:*` to the same registry."""
 
-from prometheus_client import REGISTRY, Counter, Histogram, generate_latest
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -20,6 +20,9 @@ BATCH_WINDOWS = Histogram("blsp_batch_windows", "Windows in a batch of the encod
 CACHE = Counter("blsp_embedding_cache_windows", "Windows looked up among those encoded before", ["result"])
 REQUESTS = Counter("blsp_requests", "Requests answered", ["endpoint", "status"])
 ABORTED = Counter("blsp_aborted_generations", "Generations that were stopped because their client had gone")
+REJECTIONS = Counter("blsp_rejections", "Requests that were refused at the door, by the limit they met", ["reason"])
+QUEUED_AUDIO_SECONDS = Gauge("blsp_queued_audio_seconds", "Seconds of audio that wait for the encoder")
+QUEUED_PROMPT_TOKENS = Gauge("blsp_queued_prompt_tokens", "Tokens of prompts that wait for their first token of reply")
 DECODER_DEATHS = Counter("blsp_decoder_deaths", "Recordings whose decoder died of them or hung", ["how"])
 
 

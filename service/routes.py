@@ -1,7 +1,6 @@
 """The endpoints: how each reads its request and shapes its reply. What happens in between is the services'."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
@@ -9,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import torch
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.requests import ClientDisconnect
 
 from service import metrics
@@ -23,6 +22,7 @@ from service.chat import (
 )
 from service.engine import VLLM_VERSION
 from service.errors import ApiError, ModelNotFound, Unavailable
+from service.events import EventStream, sse_line
 from service.fields import parse_fields
 from service.listener import Cut, Recording
 from service.loading import Service
@@ -57,7 +57,7 @@ async def speech(request: Request, service: Ready) -> Response:
     events = service.speech.answer(options, recording)
     if options.stream:
         first = await _unless_gone(request, anext(events))
-        return StreamingResponse(_sse(first, events), media_type="text/event-stream")
+        return EventStream(_sse(first, events))
     return JSONResponse(await _unless_gone(request, _last(events)))
 
 
@@ -95,7 +95,7 @@ async def _generate(request: Request, answer: Awaitable[AsyncIterator[str] | dic
     reply = await _unless_gone(request, answer)
     if isinstance(reply, dict):
         return JSONResponse(reply)
-    return StreamingResponse(reply, media_type="text/event-stream")
+    return EventStream(reply)
 
 
 @router.post("/v1/audio/transcriptions", **TRANSCRIPTION)
@@ -117,7 +117,7 @@ async def _transcribe(request: Request, service: Service, instruction: str, shap
     events = service.transcription.write(options, transcript, instruction)
     if options.stream:
         first = await _unless_gone(request, anext(events))
-        return StreamingResponse(_sse(first, events), media_type="text/event-stream")
+        return EventStream(_sse(first, events))
     await _unless_gone(request, _last(events))
     body = shape(transcript, options)
     return PlainTextResponse(body) if isinstance(body, str) else JSONResponse(body)
@@ -223,14 +223,10 @@ async def _sse(first: dict[str, Any], events: AsyncGenerator[dict[str, Any], Non
     """Events as server-sent events; what goes wrong on the way is the last of them."""
     async with aclosing(events):
         try:
-            yield _line(first)
+            yield sse_line(first)
             async for event in events:
-                yield _line(event)
+                yield sse_line(event)
         except ApiError as error:
-            yield _line(error.body())
+            yield sse_line(error.body())
             return
         yield "data: [DONE]\n\n"
-
-
-def _line(event: dict[str, Any]) -> str:
-    return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"

@@ -18,6 +18,7 @@ from pydantic_settings import (
 )
 
 import models
+from service.admission import Limits
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 DEMO = Path(models.__file__).parent / "demo" / "checkpoint"  # the model that ships with the project
@@ -47,6 +48,9 @@ class ModelSettings(BaseSettings):
         None, ge=1, description="CPU threads of the encoder; default: half of the cores"
     )
     max_batch_windows: int = Field(16, ge=1, description="most 30 s windows that are encoded in one batch")
+    max_batch_seconds: float = Field(
+        0, ge=0, description="most audio that is encoded in one batch; default: 480 s on a GPU, 60 s without"
+    )
     embedding_cache_mib: int = Field(256, ge=0, description="memory for embeddings of recordings heard before; 0: none")
     max_audio_seconds: float = Field(600.0, gt=0, description="longest audio of a request, seconds")
     max_uploads: int = Field(256, ge=1, description="recordings that are decoded at the same time; further ones wait")
@@ -72,6 +76,10 @@ class ModelSettings(BaseSettings):
         description="processor time that decoding a recording may take, and how long its decoder may be silent",
     )
     decode_memory_mib: int = Field(256, ge=16, description="memory that decoding a recording may take")
+    encode_seconds: float = Field(
+        120.0, gt=0, description="how long a recording may wait for its embeddings once it is decoded"
+    )
+    generation_seconds: float = Field(600.0, gt=0, description="how long one generation may take")
     cache: Path = Field(default_factory=default_cache, description="folder for converted official checkpoints")
     vllm: CliUnknownArgs = Field([], description="further options are vLLM's engine options, e.g. --max-model-len 4096")
 
@@ -98,8 +106,29 @@ class ServeSettings(ModelSettings):
         None, description="name of the model in the API; default: the last part of MODEL"
     )
     max_upload_bytes: int = Field(64 << 20, ge=1, description="largest request body, bytes")
+    max_requests: int = Field(256, ge=0, description="requests that are answered at the same time; 0: no limit")
+    max_queued_audio_seconds: float = Field(
+        3600.0, ge=0, description="no request gets in while more audio waits for the encoder; 0: no limit"
+    )
+    max_queued_prompt_tokens: int = Field(
+        262_144, ge=0, description="no request gets in while more tokens wait for the LLM; 0: no limit"
+    )
+    client_max_requests: int = Field(0, ge=0, description="requests of one client at the same time; 0: no limit")
+    client_requests_per_minute: int = Field(0, ge=0, description="requests of one client in a minute; 0: no limit")
+    upload_seconds: float = Field(300.0, gt=0, description="how long a request's body may take to arrive")
+    request_seconds: float = Field(1200.0, gt=0, description="how long a request may take in all")
     drain_seconds: float = Field(30.0, ge=0, description="how long running streams may go on after SIGTERM")
 
     def name(self) -> str:
         """The model's name in the API."""
         return self.served_model_name or model_name(self.model)
+
+    def admission(self) -> Limits:
+        """What the service takes on at most."""
+        return Limits(
+            self.max_requests,
+            self.max_queued_audio_seconds,
+            self.max_queued_prompt_tokens,
+            self.client_max_requests,
+            self.client_requests_per_minute,
+        )

@@ -2,12 +2,14 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 
 import pytest
 import torch
 from torch import Tensor
 
 from service import timeline
+from service.admission import Admission, Limits, Queued
 from service.batcher import Batcher, EncodingFailed
 from service.errors import Unavailable
 
@@ -31,8 +33,8 @@ class Encoder:
 
 
 @asynccontextmanager
-async def batcher(encoder: Encoder, max_windows: int = 4) -> AsyncIterator[Batcher]:
-    batcher = Batcher(encoder, max_windows)
+async def batcher(encoder: Encoder, max_windows: int = 4, max_seconds: float = 1e6) -> AsyncIterator[Batcher]:
+    batcher = Batcher(encoder, max_windows, max_seconds)
     try:
         yield batcher
     finally:
@@ -113,3 +115,73 @@ async def test_books_queue_and_encode_on_the_request_that_asked() -> None:
         times = timeline.begin()
         await b.embed(window(3), 1)
     assert times.stages.keys() == {"queue", "encode"}
+
+
+def ask(batcher: Batcher, client: str, *lengths: int) -> list[asyncio.Task[Tensor]]:
+    """A request of a client that sends windows of these lengths."""
+
+    def enqueue() -> list[asyncio.Task[Tensor]]:
+        timeline.begin()
+        return [asyncio.create_task(batcher.embed(window(n), 1)) for n in lengths]
+
+    def as_client() -> list[asyncio.Task[Tensor]]:
+        with Admission(Limits(0, 0, 0, 0, 0), lambda: Queued(0, 0)).admit(client):
+            return enqueue()
+
+    return copy_context().run(as_client)
+
+
+async def batches(max_windows: int, *requests: tuple[str, list[int]], max_seconds: float = 1e6) -> list[list[int]]:
+    """The batches in which the windows of requests are encoded that came one after the other."""
+    encoder = Encoder()
+    async with batcher(encoder, max_windows, max_seconds) as b:
+        first = await occupy(b, encoder)
+        tasks = [task for client, lengths in requests for task in ask(b, client, *lengths)]
+        await asyncio.sleep(0)
+        encoder.gate.set()
+        await asyncio.gather(first, *tasks)
+    return encoder.batches[1:]
+
+
+async def test_clients_take_turns() -> None:
+    """The second client's window does not wait for the hundred that came before."""
+    order = await batches(1, *[("many", [3000 + i]) for i in range(100)], ("one", [500]))
+    assert [500] in order[:2]
+
+
+async def test_requests_of_a_client_take_turns() -> None:
+    order = await batches(1, ("client", [3000] * 20), ("client", [500]))
+    assert [500] in order[:2]
+
+
+async def test_everybody_gets_on() -> None:
+    """Turns, not precedence: a client that always has something waiting does not keep another out."""
+    order = await batches(1, ("many", [3000] * 5), ("few", [500] * 5))
+    assert [n for (n,) in order] == [3000, 500] * 5
+
+
+async def test_a_batch_takes_from_every_client() -> None:
+    (first, *_) = await batches(4, *[("many", [1000]) for _ in range(20)], ("other", [1001, 1002]))
+    assert sorted(first) == [1000, 1000, 1001, 1002]
+
+
+async def test_a_short_window_is_not_held_up_by_long_ones_in_its_batch() -> None:
+    order = await batches(16, ("short", [500, 900]), ("long", [3000] * 3))
+    assert order == [[500, 900], [3000] * 3]
+
+
+async def test_a_batch_has_a_limit_of_audio() -> None:
+    assert await batches(16, ("a", [3000] * 5), max_seconds=60) == [[3000] * 2, [3000] * 2, [3000]]
+    assert await batches(16, ("a", [3000] * 2), max_seconds=10) == [[3000]] * 2
+
+
+async def test_counts_the_seconds_that_wait() -> None:
+    encoder = Encoder()
+    async with batcher(encoder) as b:
+        first = await occupy(b, encoder)
+        waiting = [asyncio.create_task(b.embed(window(n), 160 * n)) for n in (100, 300)]
+        await asyncio.sleep(0)
+        assert b.queued_seconds == 4.0
+        encoder.gate.set()
+        await asyncio.gather(first, *waiting)
+        assert b.queued_seconds == 0.0

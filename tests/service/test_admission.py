@@ -1,0 +1,119 @@
+"""Who gets in: each limit refuses with its own reason, says when to come again, and lets others in."""
+
+import pytest
+
+from service import metrics
+from service.admission import MAX_BUCKETS, Admission, Limits, Queued, current_client
+from service.errors import Overloaded
+
+NONE = {"requests": 0, "audio_seconds": 0.0, "prompt_tokens": 0, "client_requests": 0, "client_requests_per_minute": 0}
+
+
+class Door:
+    """An admission whose queues and clock a test sets."""
+
+    def __init__(self, **limits: float) -> None:
+        self.queued = Queued(0.0, 0)
+        self.now = 1000.0
+        self.admission = Admission(Limits(**(NONE | limits)), lambda: self.queued, lambda: self.now)  # type: ignore[arg-type]
+
+    def refusal(self, client: str = "someone") -> Overloaded:
+        with pytest.raises(Overloaded) as caught, self.admission.admit(client):
+            pass
+        assert caught.value.status == 429
+        assert caught.value.retry_after >= 1
+        return caught.value
+
+    def let_in(self, client: str = "someone") -> None:
+        with self.admission.admit(client):
+            assert current_client() == client
+
+
+def test_no_limits() -> None:
+    door = Door()
+    door.queued = Queued(1e9, 10**9)
+    for _ in range(1000):
+        door.let_in()
+
+
+def test_requests_in_flight() -> None:
+    door = Door(requests=2)
+    with door.admission.admit("a"), door.admission.admit("b"):
+        assert door.refusal("c").code == "requests"
+    door.let_in("c")
+
+
+def test_a_request_that_fails_makes_room_too() -> None:
+    door = Door(requests=1)
+    with pytest.raises(RuntimeError), door.admission.admit("a"):
+        raise RuntimeError
+    door.let_in("b")
+
+
+def test_requests_of_one_client() -> None:
+    door = Door(client_requests=1)
+    with door.admission.admit("a"):
+        assert door.refusal("a").code == "client_requests"
+        door.let_in("b")
+    door.let_in("a")
+
+
+def test_audio_that_waits() -> None:
+    door = Door(audio_seconds=60.0)
+    door.queued = Queued(59.9, 0)
+    door.let_in()
+    door.queued = Queued(60.0, 0)
+    error = door.refusal()
+    assert error.code == "audio_seconds"
+    assert "60 s of audio" in error.message
+
+
+def test_prompts_that_wait() -> None:
+    door = Door(prompt_tokens=100)
+    door.queued = Queued(0.0, 100)
+    assert door.refusal().code == "prompt_tokens"
+    door.queued = Queued(0.0, 99)
+    door.let_in()
+
+
+def test_rate_of_one_client() -> None:
+    door = Door(client_requests_per_minute=6)
+    for _ in range(6):
+        door.let_in("a")
+    error = door.refusal("a")
+    assert (error.code, error.retry_after) == ("rate", 10)
+    door.let_in("b")
+    door.now += 9.9
+    assert door.refusal("a").retry_after == 1
+    door.now += 0.1
+    door.let_in("a")
+    door.refusal("a")
+    door.now += 3600
+    for _ in range(6):
+        door.let_in("a")
+    door.refusal("a")
+
+
+def test_what_was_refused_costs_no_rate() -> None:
+    door = Door(client_requests_per_minute=1, requests=1)
+    with door.admission.admit("a"):
+        assert door.refusal("b").code == "requests"
+    door.let_in("b")
+
+
+def test_many_clients_are_not_remembered_for_ever() -> None:
+    door = Door(client_requests_per_minute=6)
+    for i in range(3 * MAX_BUCKETS):
+        door.now += 0.01
+        door.let_in(f"client {i}")
+    assert len(door.admission._buckets) <= MAX_BUCKETS
+
+
+def test_refusals_are_counted_by_reason() -> None:
+    def count() -> float:
+        return metrics.REJECTIONS.labels("requests")._value.get()
+
+    door, before = Door(requests=1), count()
+    with door.admission.admit("a"):
+        door.refusal("b")
+    assert count() == before + 1

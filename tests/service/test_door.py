@@ -1,0 +1,191 @@
+"""The door, over real connections to a small application without a model."""
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from service.admission import Admission, Limits, Queued
+from service.door import Admitted, Deadlines
+from service.events import EventStream
+
+ENDED: list[str] = []
+FLOODED = threading.Event()
+
+
+async def echo(request: Request) -> Response:
+    return PlainTextResponse(str(len(await request.body())))
+
+
+async def sleep(request: Request) -> Response:
+    try:
+        await asyncio.sleep(600)
+    finally:
+        ENDED.append(request.url.path)
+    raise AssertionError
+
+
+def streaming(media_type: str) -> Callable[[Request], Response]:
+    async def endless() -> AsyncIterator[str]:
+        try:
+            yield 'data: {"n": 1}\n\n'
+            await asyncio.sleep(600)
+        finally:
+            ENDED.append(media_type)
+
+    def endpoint(_: Request) -> Response:
+        return StreamingResponse(endless(), media_type=media_type)
+
+    return endpoint
+
+
+async def flood(_: Request) -> Response:
+    async def endless() -> AsyncIterator[str]:
+        try:
+            while True:
+                yield "x" * (1 << 20)
+        finally:
+            FLOODED.set()
+
+    return EventStream(endless())
+
+
+async def too_slow(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code)
+
+
+@contextmanager
+def running(wrap: Callable[[ASGIApp], ASGIApp]) -> Iterator[httpx.URL]:
+    app = Starlette(
+        routes=[
+            Route("/v1/echo", echo, methods=["POST", "GET"]),
+            Route("/v1/sleep", sleep, methods=["POST"]),
+            Route("/v1/events", streaming("text/event-stream"), methods=["POST"]),
+            Route("/v1/flood", flood, methods=["POST"]),
+            Route("/v1/text", streaming("text/plain"), methods=["POST"]),
+        ],
+        exception_handlers={HTTPException: too_slow},
+    )
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(wrap(app), log_level="critical"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield httpx.URL(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[httpx.URL]:
+    """A server whose requests may take a second, and their uploads half of it."""
+    with running(lambda app: Deadlines(app, upload_seconds=0.5, request_seconds=1.0)) as url:
+        yield url
+
+
+def admitting(**limits: float) -> Callable[[ASGIApp], ASGIApp]:
+    none = {
+        "requests": 0,
+        "audio_seconds": 0,
+        "prompt_tokens": 0,
+        "client_requests": 0,
+        "client_requests_per_minute": 0,
+    }
+    return lambda app: Admitted(app, Admission(Limits(**(none | limits)), lambda: Queued(0, 0)))  # type: ignore[arg-type]
+
+
+def test_what_is_in_time_passes(hasty: httpx.URL) -> None:
+    assert httpx.post(hasty.join("/v1/echo"), content=b"abc").text == "3"
+
+
+def test_a_slow_upload_is_408(hasty: httpx.URL) -> None:
+    with socket.create_connection((hasty.host, hasty.port or 0)) as client:
+        client.sendall(b"POST /v1/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
+        answer = client.recv(10_000)
+        client.settimeout(20)
+        while piece := client.recv(10_000):
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"0.5 s" in answer
+
+
+def test_a_late_answer_is_504_and_its_work_ends(hasty: httpx.URL) -> None:
+    ENDED.clear()
+    response = httpx.post(hasty.join("/v1/sleep"), timeout=20)
+    assert response.status_code == 504
+    assert response.json()["error"]["code"] == "deadline_exceeded"
+    assert ENDED == ["/v1/sleep"]
+
+
+def test_a_late_stream_ends_with_an_error_event(hasty: httpx.URL) -> None:
+    ENDED.clear()
+    response = httpx.post(hasty.join("/v1/events"), timeout=20)
+    first, last = response.text.removesuffix("\n\n").split("\n\n")
+    assert json.loads(first.removeprefix("data: ")) == {"n": 1}
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
+    assert ENDED == ["text/event-stream"]
+
+
+def test_a_late_text_is_broken_off(hasty: httpx.URL) -> None:
+    with pytest.raises(httpx.RemoteProtocolError):
+        httpx.post(hasty.join("/v1/text"), timeout=20)
+
+
+def test_a_client_that_does_not_read_is_let_go(hasty: httpx.URL) -> None:
+    """Its stream ends, and with it the work, though nobody takes the last event."""
+    FLOODED.clear()
+    with socket.create_connection((hasty.host, hasty.port or 0)) as client:
+        client.sendall(b"POST /v1/flood HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        assert FLOODED.wait(20)
+
+
+def test_too_many_requests_are_429() -> None:
+    with (
+        running(admitting(requests=1)) as url,
+        httpx.Client(base_url=url) as client,
+        client.stream("POST", "/v1/events") as response,
+    ):
+        next(response.iter_raw())
+        refused = client.post("/v1/echo")
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        error = refused.json()["error"]
+        assert (error["type"], error["code"]) == ("rate_limit_error", "requests")
+        assert client.get("/v1/echo").status_code == 200  # what does no work always gets in
+
+
+def test_clients_are_told_apart_by_the_name_they_were_given() -> None:
+    class Named:
+        """Stands for whoever checks keys."""
+
+        def __init__(self, app: ASGIApp) -> None:
+            self.app = app
+
+        async def __call__(self, scope, receive, send) -> None:  # type: ignore[no-untyped-def]
+            name = dict(scope.get("headers", [])).get(b"x-name")
+            if name:
+                scope.setdefault("state", {})["client"] = name.decode()
+            await self.app(scope, receive, send)
+
+    limits = admitting(client_requests_per_minute=1)
+    with running(lambda app: Named(limits(app))) as url, httpx.Client(base_url=url) as client:
+
+        def status(**headers: str) -> int:
+            return client.post("/v1/echo", headers=headers).status_code
+
+        assert [status(**{"x-name": name}) for name in ("ann", "bob", "ann")] == [200, 200, 429]
+        assert [status(), status()] == [200, 429]
