@@ -1,12 +1,15 @@
 """The prompt: messages of text and speech to token ids and embedding rows.
 
 The only place where prompt text is written; training and serving build their prompts here. Knows nothing about audio: a piece of speech
-is its embeddings.
+is its embeddings. What a message says is text: where it names one of the tokenizer's special tokens, that is spelled out, so that nobody
+ends a turn or begins another from inside a message.
 """
 
+import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from itertools import dropwhile, takewhile
 from typing import Any, Literal
 
@@ -120,10 +123,10 @@ def blsp_segments(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     for message in messages:
         if message.role == "user":
             segments.append(_encode(tokenizer, HUMAN))
-            segments += [part if isinstance(part, Speech) else _encode(tokenizer, part) for part in message.parts]
+            segments += [part if isinstance(part, Speech) else _encode_text(tokenizer, part) for part in message.parts]
             segments.append(_encode(tokenizer, ASSISTANT))
         else:
-            segments.append(_encode(tokenizer, _text(message) + TURN_END))
+            segments.append(_encode_text(tokenizer, _text(message) + TURN_END))
     return segments
 
 
@@ -131,8 +134,12 @@ def _single_turn(tokenizer: PreTrainedTokenizerBase, message: Message) -> list[S
     """BOS, then the text before the speech in one piece with the prefix, then the other parts."""
     instruction = "".join(takewhile(lambda part: isinstance(part, str), message.parts))  # type: ignore[arg-type]
     rest = dropwhile(lambda part: isinstance(part, str), message.parts)
-    prefix = [tokenizer.bos_token_id, *_encode(tokenizer, HUMAN + instruction)]
-    return [prefix, *(part if isinstance(part, Speech) else _encode(tokenizer, part) for part in rest)]
+    if any(token in instruction for token in tokenizer.all_special_tokens):
+        prefix = [*_encode(tokenizer, HUMAN), *_encode_text(tokenizer, instruction)]
+    else:
+        prefix = _encode(tokenizer, HUMAN + instruction)
+    parts = [part if isinstance(part, Speech) else _encode_text(tokenizer, part) for part in rest]
+    return [[tokenizer.bos_token_id, *prefix], *parts]
 
 
 def _fold_system(messages: Sequence[Message]) -> list[Message]:
@@ -152,7 +159,14 @@ def _text(message: Message) -> str:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of text that the format itself has written; special tokens in it count."""
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    return ids
+
+
+def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of what a message says; special tokens in it are spelled out."""
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
     return ids
 
 
@@ -165,23 +179,65 @@ def template_segments(
     """The LLM's own chat template, with speech where the message has it.
 
     The parts of a message are put on lines of their own, as vLLM does. The template is rendered with a mark in place of each piece of
-    speech, which no text of a user can contain, and cut there.
+    speech, and of each special token that a message, a tool or an option names; the rendered text is cut at the marks.
     """
-    mark = f"<|speech-{uuid.uuid4().hex}|>"
+    for name in options:
+        if name in _TEMPLATE_ARGUMENTS:
+            raise ValueError(f"{name!r} is no option of a chat template that a request may set")
+    marks = _Marks(tokenizer.all_special_tokens)
     conversation = [
-        {**m.extra, "role": m.role, "content": "\n".join(mark if isinstance(p, Speech) else p for p in m.parts if p)}
+        {
+            **marks.shield(m.extra),
+            "role": m.role,
+            "content": "\n".join(marks.put(p) if isinstance(p, Speech) else marks.shield(p) for p in m.parts if p),
+        }
         for m in messages
     ]
-    text: str = tokenizer.apply_chat_template(
-        conversation, tools=tools, tokenize=False, **({"add_generation_prompt": True} | options)
-    )
-    speech = [part for message in messages for part in message.parts if isinstance(part, Speech)]
-    texts = text.split(mark)
-    if len(texts) != len(speech) + 1:
+    arguments = {"add_generation_prompt": True} | marks.shield(options)
+    text: str = tokenizer.apply_chat_template(conversation, tools=marks.shield(tools), tokenize=False, **arguments)
+    segments = marks.cut(text, tokenizer)
+    speech = [id(part) for message in messages for part in message.parts if isinstance(part, Speech)]
+    if [id(segment) for segment in segments if isinstance(segment, Speech)] != speech:
         raise ValueError(
             "the chat template drops or repeats a message that holds audio; put the audio into a user message"
         )
-    segments: list[Segment] = [_encode(tokenizer, texts[0])]
-    for piece, after in zip(speech, texts[1:], strict=True):
-        segments += [piece, _encode(tokenizer, after)]
     return segments
+
+
+_TEMPLATE_ARGUMENTS = set(signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {"add_generation_prompt"}
+
+
+class _Marks:
+    """Marks that stand in a template's text for what is not the template's; no text of a user can contain one."""
+
+    def __init__(self, special_tokens: Sequence[str]) -> None:
+        self._name = f"mark{uuid.uuid4().hex}"
+        self._stands_for: list[Speech | str] = []
+        longest_first = sorted(special_tokens, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    def put(self, item: Speech | str) -> str:
+        """A mark for speech, or for text that is to stay text."""
+        self._stands_for.append(item)
+        return f"{self._name}x{len(self._stands_for) - 1}x"
+
+    def shield(self, value: Any) -> Any:
+        """The same value with marks for the special tokens in its texts."""
+        if isinstance(value, str):
+            return self._special.sub(lambda found: self.put(found.group()), value)
+        if isinstance(value, Mapping):
+            return {self.shield(key): self.shield(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.shield(item) for item in value]
+        return value
+
+    def cut(self, text: str, tokenizer: PreTrainedTokenizerBase) -> list[Segment]:
+        """What the text is made of: token ids, and at the marks what they stand for."""
+        segments: list[Segment] = []
+        for i, piece in enumerate(re.split(f"{self._name}x([0-9]+)x", text)):
+            if i % 2 == 0:
+                segments.append(_encode(tokenizer, piece))
+                continue
+            item = self._stands_for[int(piece)]
+            segments.append(item if isinstance(item, Speech) else _encode_text(tokenizer, item))
+        return segments

@@ -31,6 +31,7 @@ from service.conversation import hear_messages, parse_messages
 from service.engine import Engine, as_api_error
 from service.errors import ApiError, InvalidRequest, ModelNotFound, OptionError
 from service.listener import Listener
+from service.operator_fields import refuse_operator_fields
 
 __all__ = [
     "ChatCompletionRequest",
@@ -55,6 +56,7 @@ class SpeechRenderer(OnlineRenderer):
         self, request: Any, messages: list[Any], *args: Any, tool_dicts: Any = None, parser: Any = None, **kwargs: Any
     ) -> tuple[list[ConversationMessage], list[EngineInput]]:
         """Messages to one engine input; called by OnlineRenderer once it has checked the tools."""
+        refuse_operator_fields(request)
         drafts = parse_messages(messages)
         heard, _ = await hear_messages(drafts, self.listener)
         try:
