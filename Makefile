@@ -8,7 +8,7 @@ PORT ?= 8000
 PIP_FLAGS ?=
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 
-.PHONY: help setup setup-plain-torch serve demo-model test check bench lock clean
+.PHONY: help setup setup-plain-torch serve demo-model test check fuzz bench lock clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ test: .venv/bin/blsp tests/javascript/node_modules ## Run all tests, the end-to-
 tests/javascript/node_modules: tests/javascript/package-lock.json
 	! command -v npm > /dev/null || npm ci --silent --no-audit --no-fund --prefix tests/javascript
 	@touch -c $@
+
+fuzz: .venv/bin/blsp ## Decode 20,000 mutated files of every format; no file may harm the service.
+	.venv/bin/python -m tests.fuzz
 
 bench: .venv/bin/blsp ## Measure start-up, memory and latency under load; writes benchmarks/RESULTS.md.
 	.venv/bin/python benchmarks/serving.py
