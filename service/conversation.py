@@ -22,12 +22,21 @@ ROLES: dict[str, Role] = {
 }
 TEXT_PARTS = ("text", "input_text", "output_text")  # the latter two in responses
 
-_Part = str | bytes
+
+@dataclass(frozen=True)
+class Remote:
+    """A recording that is still at a URL; `param` names the field."""
+
+    url: str
+    param: str
+
+
+_Part = str | bytes | Remote
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A message whose audio is still bytes."""
+    """A message whose audio is still bytes, or elsewhere."""
 
     role: Role
     parts: list[_Part]
@@ -44,18 +53,23 @@ def parse_messages(messages: Iterable[Any], name: str = "messages") -> list[Draf
 
 async def hear_messages(drafts: Sequence[Draft], listener: Listener) -> tuple[list[Message], list[Recording]]:
     """Listens to every recording at the same time; returns the messages, and the recordings in their order."""
-    audio = [part for draft in drafts for part in draft.parts if isinstance(part, bytes)]
-    recordings = await asyncio.gather(*(listener.hear(io.BytesIO(data)) for data in audio))
+    audio = [part for draft in drafts for part in draft.parts if not isinstance(part, str)]
+    recordings = await asyncio.gather(*(_hear(part, listener) for part in audio))
     heard = iter(recordings)
     messages = [
         Message(
             draft.role,
-            [Speech(next(heard).rows) if isinstance(part, bytes) else part for part in draft.parts],
+            [part if isinstance(part, str) else Speech(next(heard).rows) for part in draft.parts],
             draft.extra,
         )
         for draft in drafts
     ]
     return messages, list(recordings)
+
+
+async def _hear(part: bytes | Remote, listener: Listener) -> Recording:
+    data = await listener.fetcher.fetch(part.url, part.param) if isinstance(part, Remote) else part
+    return await listener.hear(io.BytesIO(data))
 
 
 def _parse_message(message: Any, where: str) -> Draft:
@@ -94,12 +108,10 @@ def _parse_part(part: Any, where: str) -> _Part:
     )
 
 
-def _read_url(url: Any, where: str) -> bytes:
+def _read_url(url: Any, where: str) -> bytes | Remote:
     scheme, _, rest = str(url).partition(":")
     if scheme.lower() in ("http", "https"):
-        raise InvalidRequest(
-            "Fetching audio over http(s) is off by default; send it in a data: URL or as input_audio.", param=where
-        )
+        return Remote(str(url), where)
     media, comma, data = rest.partition(",")
     if scheme.lower() != "data" or not comma or not media.lower().endswith(";base64"):
         raise InvalidRequest("An audio_url is a data: URL in base64, data:audio/wav;base64,…", param=where)

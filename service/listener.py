@@ -19,6 +19,7 @@ from service.batcher import Batcher
 from service.cache import EmbeddingCache, fingerprint
 from service.decoders import Decoders
 from service.errors import DeadlineExceeded
+from service.fetch import Fetcher
 from service.upload import GrowingBuffer
 
 # Where to end a window: given the samples (n,) that are there, all of a full window, how many of them it takes.
@@ -63,6 +64,7 @@ class Listener:
         self,
         embedder: Embedder,
         decoders: Decoders,
+        fetcher: Fetcher,
         *,
         max_windows: int,
         max_batch_seconds: float,
@@ -72,6 +74,7 @@ class Listener:
     ) -> None:
         self._embedder = embedder
         self._decoders = decoders
+        self.fetcher = fetcher
         self._cache = EmbeddingCache(cache_bytes)
         self._threads = ThreadPoolExecutor(max_uploads, thread_name_prefix="decode")
         self._batcher = Batcher(embedder.embed_features, max_windows, max_batch_seconds)

@@ -16,6 +16,7 @@ from service.admission import Queued
 from service.chat import ChatService
 from service.decoders import Decoders
 from service.engine import Engine
+from service.fetch import Fetcher
 from service.listener import Listener
 from service.settings import ModelSettings
 from service.speech import SpeechRequest, SpeechService
@@ -79,6 +80,11 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
                 max_seconds=settings.max_audio_seconds,
                 seconds=settings.decode_seconds,
                 memory_bytes=settings.decode_memory_mib << 20,
+            ),
+            Fetcher(
+                settings.audio_url_hosts,
+                max_bytes=settings.audio_url_max_bytes,
+                seconds=settings.audio_url_seconds,
             ),
             max_windows=settings.max_batch_windows,
             max_batch_seconds=settings.max_batch_seconds or (480 if device.type == "cuda" else 60),

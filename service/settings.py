@@ -80,6 +80,11 @@ class ModelSettings(BaseSettings):
         120.0, gt=0, description="how long a recording may wait for its embeddings once it is decoded"
     )
     generation_seconds: float = Field(600.0, gt=0, description="how long one generation may take")
+    audio_url_hosts: list[str] = Field(
+        [], description="hosts (HOST or HOST:PORT) from which http(s) audio_url parts may be fetched; default: none"
+    )
+    audio_url_max_bytes: int = Field(64 << 20, ge=1, description="largest file that is fetched")
+    audio_url_seconds: float = Field(20.0, gt=0, description="how long a fetch may take")
     cache: Path = Field(default_factory=default_cache, description="folder for converted official checkpoints")
     vllm: CliUnknownArgs = Field([], description="further options are vLLM's engine options, e.g. --max-model-len 4096")
 

@@ -29,6 +29,7 @@ def low(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         "generation-seconds": "1",
         "decode-seconds": "2",
         "max-audio-seconds": "90",
+        "audio-url-hosts": '["listed.example", "localhost"]',
     }
     flags = [flag for name, value in options.items() for flag in (f"--{name}", value)]
     with serve(official, tmp_path_factory.mktemp("cache"), *flags) as server:
@@ -146,6 +147,18 @@ def test_fields_for_the_operator(low: Server) -> None:
             refused = client.post("/v1/chat/completions", json=chat | extra)
             assert refused.status_code == 400, extra
             assert refused.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}/health", "http://listed.example/x", "http://localhost/x"])
+def test_urls_that_may_not_be_fetched(low: Server, url: str) -> None:
+    url = url.replace("{port}", str(httpx.URL(low.url).port))
+    part = {"type": "audio_url", "audio_url": {"url": url}}
+    with low.client() as client:
+        refused = client.post(
+            "/v1/chat/completions", json={"messages": [{"role": "user", "content": [part]}], "max_tokens": 2}
+        )
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "messages[0].content[0].audio_url.url"
 
 
 def test_special_tokens_in_a_message_do_not_end_it(low: Server) -> None:
