@@ -47,6 +47,7 @@ OPTIONS = {
 # Containers whose header is exact, so that a shorter track is a truncated one.
 EXACT_CONTAINERS = {"flac", "mp3", "aiff", "au", "wv", "mov,mp4,m4a,3gp,3g2,mj2"}
 EXPECTED = "Send WAV, FLAC, MP3, Ogg, WebM, MP4/M4A, AAC, AIFF, CAF or AMR."
+NO_SAMPLES = "The audio file holds no samples. Send a recording that is not empty."
 
 av.logging.set_level(None)  # ffmpeg's own messages go nowhere
 
@@ -61,8 +62,13 @@ def decode(source: BinaryIO | io.RawIOBase, *, max_seconds: float) -> Iterator[n
     `max_seconds`); what `source.read` raises comes out as it is.
     """
     reader = _Reader(source)
+    empty = True
     try:
-        yield from _chunks(reader, max_seconds)
+        for chunk in _chunks(reader, max_seconds):
+            empty = False
+            yield chunk
+        if empty:  # fewer samples than make one at 16 kHz
+            raise InvalidAudio(NO_SAMPLES)
     except (av.FFmpegError, ValueError, ApiError) as exc:
         reader.check()
         if isinstance(exc, ApiError):
@@ -303,7 +309,7 @@ def _check_complete(reader: _Reader, tally: _Tally, declared: float | None, tole
             " Send the whole file."
         )
     if not decoded:
-        raise InvalidAudio("The audio file holds no samples. Send a recording that is not empty.")
+        raise InvalidAudio(NO_SAMPLES)
     if tally.broken and (not declared or missing > 0):
         raise InvalidAudio(f"The audio is damaged after {decoded:.2f} s: {tally.broken}. Send an intact file.")
     if tally.lost > tolerance:

@@ -141,19 +141,14 @@ class _RemoteFile(io.RawIOBase):
             self._n_samples = 0
             _send(self._connection, SAMPLES, len(body), body)
 
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def readinto(self, target: "bytearray | memoryview") -> int:  # type: ignore[override]
-        """Fills `target` as far as bytes are there, at least with one; 0 is the end of the file."""
+    def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes, at least one before the end of the file; a damaged file may ask for any number."""
         if not self._block_start <= self._position < self._block_start + len(self._block):
             self._fetch()
         start = self._position - self._block_start
-        part = self._block[start : start + len(target)]
-        target[: len(part)] = part
+        part = self._block[start : start + size]
         self._position += len(part)
-        return len(part)
+        return part
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """To a position from the start."""

@@ -29,9 +29,10 @@ log = logging.getLogger(__name__)
 IDLE = 64  # most decoders that are kept for the next recordings
 RECORDINGS = 100  # that a decoder decodes before it is replaced
 TRIES = 3
+START_SECONDS = 60.0  # that a new decoder may take to begin
 MAX_MESSAGE_BYTES = 10_000
 MAX_SAMPLES = 8 * BATCH_SAMPLES  # in one message; one frame may be longer than a batch
-MAX_POSITION = 1 << 62
+MAX_POSITION = 1 << 40  # behind the end of any upload: a damaged file may send its decoder anywhere
 REFUSALS: dict[str, type[ApiError]] = {
     kind.__name__: kind for kind in (errors.InvalidAudio, errors.NotAudio, errors.AudioTooLong)
 }
@@ -137,8 +138,7 @@ class Decoders:
                 self._parent.wait()
                 self._parent, self._control = self._start_parent()
                 socket.send_fds(self._control, [b"+"], [theirs.fileno()])
-        ours.settimeout(self._limits.cpu_seconds)
-        return _Decoder(ours)
+        return _Decoder(ours, self._limits.cpu_seconds)
 
     def _start_parent(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
         ours, theirs = socket.socketpair()
@@ -168,17 +168,21 @@ class _Decoder:
     `recordings` counts them, `clean` tells whether all came to their end.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, silence: float) -> None:
+        """`silence` is how many seconds it may say nothing when it decodes."""
         self.recordings = 0
         self.clean = True
         self._connection = connection
+        self._silence = silence
         self._process: int | None = None  # file descriptor, so that no other process is ever killed
 
     def begin(self) -> None:
         """Waits until the process is there."""
         if self._process is not None:
             return
+        self._connection.settimeout(START_SECONDS)
         kind, pid = self._frame()
+        self._connection.settimeout(self._silence)
         if kind != HELLO:
             raise DecoderDied(f"began with {kind}")
         try:
@@ -194,11 +198,11 @@ class _Decoder:
         source.seek(0)
         while True:
             kind, number = self._frame()
-            if kind == READ and number < MAX_POSITION:
+            if kind == READ:
                 if number != position:
-                    source.seek(number)
+                    position = source.seek(min(number, MAX_POSITION))
                 block = source.read(BLOCK_BYTES) or b""
-                position = number + len(block)
+                position += len(block)
                 self._send(LENGTH.pack(len(block)) + block)
             elif kind == SAMPLES and number % 4 == 0 and 0 < number // 4 <= MAX_SAMPLES:
                 n_samples += number // 4

@@ -17,6 +17,7 @@ from service.decoders import IDLE, RECORDINGS, Decoders
 from service.errors import ApiError, AudioTooLong, InvalidAudio, Unavailable
 from service.upload import GrowingBuffer
 from tests.processes import descendants
+from tests.service import test_audio
 from tests.service.test_audio import LOSSY, OTHERS, SEEDS, Decoding, encode, lossy, streamed_file, tones
 from tests.service.test_refusals import silent_opus
 from tests.sounds import voice, wav
@@ -80,6 +81,19 @@ def test_refusals_are_the_same(shared: Decoders, data: bytes) -> None:
     with pytest.raises(ApiError) as there:
         whole(shared, data)
     assert (type(here.value), here.value.message) == (type(there.value), there.value.message)
+
+
+def test_a_file_that_points_far_behind_its_end(shared: Decoders) -> None:
+    data = SEEDS["caf"]
+    place = data.index(b"desc") + 12 + 32  # the size of the next chunk
+    refused = data[:place] + b"free\x7f" + b"\xff" * 7 + data[place:]
+    with pytest.raises(InvalidAudio, match="damaged"):
+        whole(shared, refused)
+
+
+def test_a_file_with_less_than_a_sample(shared: Decoders) -> None:
+    with pytest.raises(InvalidAudio, match="no samples"):
+        whole(shared, test_audio.wav(tones(768_000, 1e-5), 768_000, "i2"))
 
 
 @pytest.mark.parametrize("name", ["wav", "flac", "mp3", "webm-opus", "mp4-fragmented"])
