@@ -72,7 +72,6 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
         Engine.start, checkpoint.llm, name, settings.dtype, settings.vllm, drop_first_space=blsp_format
     )
     try:
-        engine.llm.generation_seconds = settings.generation_seconds
         embedder.to(engine.dtype)
         listener = Listener(
             embedder,
@@ -98,6 +97,9 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
         service = Service(checkpoint, engine, listener, speech, chat, TranscriptionService(engine, prompts, name))
         progress("Warming up with a first request")
         await _warm_up(service)
+        engine.llm.generation_seconds = (
+            settings.generation_seconds
+        )  # of which the first one knows nothing: it compiles kernels
     except BaseException:
         await engine.close()
         raise

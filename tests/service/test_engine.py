@@ -1,0 +1,67 @@
+"""What the engine adds to vLLM's: an end to generations, and a count of the prompts that wait."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from service.engine import BlspLLM
+from service.errors import DeadlineExceeded
+
+
+@pytest.fixture
+def llm(monkeypatch: pytest.MonkeyPatch) -> BlspLLM:
+    """An engine whose vLLM gives one output as soon as `go` is set, and never another."""
+    llm = BlspLLM.__new__(BlspLLM)
+    llm.go, llm.aborted = asyncio.Event(), False
+
+    async def generate(self: Any, *_: Any, **__: Any) -> AsyncGenerator[SimpleNamespace, None]:
+        try:
+            await self.go.wait()
+            yield SimpleNamespace(outputs=[], finished=False)
+            await asyncio.Event().wait()
+        finally:
+            self.aborted = True
+
+    monkeypatch.setattr(AsyncLLM, "generate", generate)
+    return llm
+
+
+PROMPT = {"prompt_token_ids": [1, 2, 3]}
+
+
+async def test_prompts_wait_until_their_first_token(llm: BlspLLM) -> None:
+    async with aclosing(llm.generate(PROMPT, None, "a")) as outputs:
+        first = asyncio.create_task(anext(outputs))
+        await asyncio.sleep(0)
+        assert llm.queued_prompt_tokens == 3
+        llm.go.set()
+        await first
+        assert llm.queued_prompt_tokens == 0
+    assert llm.aborted
+
+
+async def test_a_client_that_goes_waits_no_longer(llm: BlspLLM) -> None:
+    async with aclosing(llm.generate(PROMPT, None, "a")) as outputs:
+        first = asyncio.create_task(anext(outputs))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+    assert llm.queued_prompt_tokens == 0
+    assert llm.aborted
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_generation_has_a_deadline(llm: BlspLLM, begun: bool) -> None:
+    llm.generation_seconds = 0.05
+    if begun:
+        llm.go.set()
+    with pytest.raises(DeadlineExceeded, match=r"0\.05 s"):
+        async for _ in llm.generate(PROMPT, None, "a"):
+            pass
+    assert llm.aborted
+    assert llm.queued_prompt_tokens == 0
