@@ -160,7 +160,8 @@ def test_too_many_requests_are_429() -> None:
         httpx.Client(base_url=url) as client,
         client.stream("POST", "/v1/events") as response,
     ):
-        next(response.iter_raw())
+        chunks = response.iter_raw()  # kept, for the connection closes with it
+        next(chunks)
         refused = client.post("/v1/echo")
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
         error = refused.json()["error"]
