@@ -115,6 +115,7 @@ class ChatService:
             raise InvalidRequest(
                 "Prompts are texts or token ids; for speech use chat completions.", param="prompt_embeds"
             )
+        refuse_operator_fields(request)
         reply = await self._ask(self._completion.create_completion(request))
         if isinstance(reply, AsyncIterator):
             return self._lines(reply)
@@ -130,6 +131,7 @@ class ChatService:
 
     async def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
         """The token ids of a text or of messages; 0 where speech stands."""
+        refuse_operator_fields(request)
         reply: dict[str, Any] = (await self._ask(self._tokenization.create_tokenize(request, None))).model_dump()
         return reply
 
@@ -209,8 +211,9 @@ async def _events(events: AsyncIterator[Any]) -> AsyncIterator[str]:
             if "response" in body:
                 body["response"] = _whole_response(body["response"])
             yield f"event: {body['type']}\n{_line(body)}"
-    except (VLLMError, EngineDeadError) as error:
-        body = as_api_error(error).body()["error"] | {"type": "error", "sequence_number": number + 1}
+    except (ApiError, VLLMError, EngineDeadError) as error:
+        refusal = error if isinstance(error, ApiError) else as_api_error(error)
+        body = refusal.body()["error"] | {"type": "error", "sequence_number": number + 1}
         yield f"event: error\n{_line(body)}"
 
 

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from models.training.manifest import AudioSpan
 from service import timeline
 from service.chat import ChatCompletionRequest
+from service.engine import VLLMClientError, as_api_error
 from service.errors import ApiError, InvalidRequest, Unavailable
 from service.fields import parse_values
 from service.listener import Cut, Recording
@@ -196,6 +197,8 @@ async def _attempt(work: Awaitable[T]) -> T | ApiError:
         raise
     except ApiError as error:
         return error
+    except VLLMClientError as error:
+        return as_api_error(error)
     except Exception as error:
         log.exception("a line failed unexpectedly")
         return ApiError(f"{type(error).__name__}: {error}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import sys
@@ -117,6 +118,11 @@ class Batch(ModelSettings):
     max_tokens: int | None = Field(None, ge=1, description="most tokens to generate; OpenAI's form has its own")
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy; OpenAI's form has its own")
     concurrency: int = Field(256, ge=1, description="lines in work at the same time")
+    max_uploads: int = Field(
+        2 * (os.cpu_count() or 1), ge=1, description="recordings that are decoded at the same time; further ones wait"
+    )
+    encode_seconds: float = Field(math.inf, gt=0, description="how long a line's audio may wait for its embeddings")
+    generation_seconds: float = Field(math.inf, gt=0, description="how long one generation may take")
 
     def cli_cmd(self) -> None:
         """Reports lines that fail as they do, and at last the counts."""
