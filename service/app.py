@@ -1,7 +1,6 @@
 """The FastAPI application: its life, its errors, and what every request passes through."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -12,23 +11,24 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import metrics, routes, timeline
+from service import metrics, routes, tracing
 from service.admission import Admission, Queued
 from service.body import MAX_FIELD_BYTES
 from service.door import Admitted, Deadlines
 from service.engine import VLLMClientError, as_api_error
 from service.errors import ApiError, InvalidRequest, Overloaded, UploadTooLarge, UploadTooSlow
 from service.fields import invalid_field
+from service.keys import Keys
 from service.loading import Service
+from service.middleware import CLIENT_GONE, KeyRequired, Observed
 from service.settings import ServeSettings
 
-log = logging.getLogger(__name__)
-
 CHECK_SECONDS = 1.0  # between two looks at the engine
-CLIENT_GONE = 499  # nginx's status for a client that closed the connection
 
 Load = Callable[[], Awaitable[Service]]
 
@@ -36,8 +36,11 @@ Load = Callable[[], Awaitable[Service]]
 def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = lambda: None) -> FastAPI:
     """Builds the application; it answers at once, and is ready when `load` has returned.
 
-    Where `load` fails or the engine dies, the error is kept in `app.state.failure` and `stop` is called.
+    Where `load` fails or the engine dies, the error is kept in `app.state.failure` and `stop` is called. Raises OptionError for keys that
+    are none.
     """
+    keys = Keys(settings.keys, settings.keys_file)
+    traces = tracing.start(version("blsp-serve"))
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -47,6 +50,8 @@ def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = l
         await asyncio.gather(loading, return_exceptions=True)
         if app.state.service is not None:
             await app.state.service.close()
+        if traces is not None:
+            traces.shutdown()
 
     app = FastAPI(
         title="BLSP inference service",
@@ -61,12 +66,21 @@ def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = l
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(VLLMClientError, _engine_refusal)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected_error)
     app.add_exception_handler(ClientDisconnect, _client_gone)
     app.add_middleware(BodyLimit, limit=settings.max_upload_bytes + MAX_FIELD_BYTES)
     app.add_middleware(Deadlines, upload_seconds=settings.upload_seconds, request_seconds=settings.request_seconds)
     app.add_middleware(Admitted, admission=Admission(settings.admission(), lambda: _queued(app)))
-    app.add_middleware(Measured)
+    if keys.required:
+        app.add_middleware(KeyRequired, keys=keys, open_paths=settings.open_endpoints)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id"],
+        )
+    app.add_middleware(Observed, paths={route.path for route in app.routes if isinstance(route, Route)})
     return app
 
 
@@ -79,40 +93,14 @@ async def _load(app: FastAPI, load: Load, stop: Callable[[], None]) -> None:
     """Loads, then waits for the engine's death; either failure ends the server."""
     try:
         app.state.service = await load()
+        metrics.READY.set(1)
         while True:
             await app.state.service.engine.check()
             await asyncio.sleep(CHECK_SECONDS)
     except Exception as error:
+        metrics.READY.set(0)
         app.state.failure = error
         stop()
-
-
-class Measured:
-    """Begins each request's timeline and counts its answer by endpoint and status."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        times = timeline.begin()
-        status = CLIENT_GONE
-
-        async def watch(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, watch)
-        finally:
-            endpoint = getattr(scope.get("route"), "path", "other")
-            metrics.REQUESTS.labels(endpoint, str(status)).inc()
-            times.publish()
 
 
 class BodyLimit:
@@ -143,6 +131,7 @@ class BodyLimit:
 
 
 def _respond(error: ApiError) -> JSONResponse:
+    metrics.REFUSALS.labels(error.code or error.type).inc()
     headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Overloaded) else None
     return JSONResponse(error.body(), error.status, headers)
 
@@ -178,8 +167,3 @@ async def _http_error(_: Request, error: Exception) -> JSONResponse:
 async def _client_gone(_: Request, __: Exception) -> Response:
     """Nobody reads this; it ends the request without a traceback in the log."""
     return Response(status_code=CLIENT_GONE)
-
-
-async def _unexpected_error(_: Request, error: Exception) -> JSONResponse:
-    """A defect of ours: the log has it (uvicorn writes the traceback), the client gets no details."""
-    return _respond(ApiError("The server had an error while processing the request."))

@@ -67,6 +67,7 @@ class Batcher:
         self._turns: dict[Hashable, int] = {}  # when each client, and each request, last led a batch
         self._n_batches = 0
         self._waiting: list[_Item] = []
+        metrics.QUEUE_WINDOWS.set_function(lambda: len(self._waiting))
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._loop = asyncio.create_task(self._run(), name="batcher")
@@ -142,11 +143,11 @@ class Batcher:
         except Exception as error:
             await self._after_failure(batch, error)
             return
-        seconds = time.perf_counter() - start
+        end = time.perf_counter()
         metrics.BATCH_WINDOWS.observe(len(batch))
         for item, embeddings in zip(batch, rows, strict=True):
-            item.times.add("queue", start - item.queued)
-            item.times.add("encode", seconds)
+            item.times.add("queue", item.queued, start)
+            item.times.add("encode", start, end)
             metrics.SPEECH_TOKENS.inc(len(embeddings))
             if not item.rows.done():
                 item.rows.set_result(embeddings)

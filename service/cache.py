@@ -47,3 +47,4 @@ class EmbeddingCache:
             while self._bytes > self._max_bytes:
                 _, dropped = self._rows.popitem(last=False)
                 self._bytes -= dropped.nbytes
+            metrics.CACHE_BYTES.set(self._bytes)

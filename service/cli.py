@@ -15,12 +15,15 @@ from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubComm
 
 from models.config import CheckpointError, PaddingPolicy, PromptFormat
 from models.training import InputError
+from service import logs
 from service.errors import ApiError, OptionError
+from service.keys import key_line, new_key
 from service.progress import console, resumed_progress
 from service.settings import DEMO, ModelSettings, ServeSettings, model_name
 from service.training_cli import Align, Continue, Evaluate, Instruct
 
 LINES_FAILED = 3  # exit status of `blsp batch`
+log = logging.getLogger("service")
 
 
 def _progress(step: str) -> None:
@@ -46,22 +49,31 @@ class Serve(ServeSettings):
         from service.app import create_app
         from service.loading import Service, load
 
+        in_json = self.log_format == "json"
+        progress = log.info if in_json else _progress
+        scheme = "https" if self.ssl_certfile else "http"
+
         async def load_model() -> Service:
-            service = await load(self, self.name(), _progress)
-            console.print(f"[bold]blsp[/bold] Ready: {self.name()!r} on http://{self.host}:{self.port} (docs at /docs)")
+            service = await load(self, self.name(), progress)
+            ready = f"Ready: {self.name()!r} on {scheme}://{self.host}:{self.port} (docs at /docs)"
+            log.info(ready) if in_json else console.print(f"[bold]blsp[/bold] {ready}")
             return service
 
         def stop() -> None:
             server.should_exit = True
 
+        logs.configure(self.log_format)
         app = create_app(self, load_model, stop)
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
                 host=self.host,
                 port=self.port,
+                log_config=None,
                 log_level="warning",
+                access_log=False,
+                ssl_certfile=self.ssl_certfile,
+                ssl_keyfile=self.ssl_keyfile,
                 timeout_graceful_shutdown=int(self.drain_seconds),
             )
         )
@@ -73,6 +85,18 @@ class Serve(ServeSettings):
         server.run()
         if app.state.failure is not None:
             raise app.state.failure
+
+
+class Key(BaseSettings):
+    """Make an API key: its line for the server's key file goes to stdout, the key itself, shown once, to stderr."""
+
+    name: CliPositionalArg[str] = Field(description="whose key it is; the name stands in logs and metrics")
+
+    def cli_cmd(self) -> None:
+        """Prints both."""
+        key = new_key()
+        sys.stdout.write(key_line(self.name, key) + "\n")
+        console.print(f"The key of {self.name}, to be kept by whoever asks: {key}", soft_wrap=True)
 
 
 class Ask(ModelSettings):
@@ -218,6 +242,7 @@ class Blsp(BaseSettings):
     model_config = SettingsConfigDict(cli_prog_name="blsp", cli_kebab_case=True, cli_implicit_flags=True)
 
     serve: CliSubCommand[Serve] = Field(description="serve a model over HTTP")
+    key: CliSubCommand[Key] = Field(description="make an API key")
     ask: CliSubCommand[Ask] = Field(description="ask a model about a recording, in this process")
     batch: CliSubCommand[Batch] = Field(description="answer a file of requests, in this process")
     import_: CliSubCommand[Import] = Field(alias="import", description="convert an official BLSP checkpoint")

@@ -79,7 +79,9 @@ class BlspLLM(AsyncLLM):
         self._add_queued(queued)
         end = asyncio.get_running_loop().time() + self.generation_seconds
         times = timeline.get()
-        last: float | None = None
+        kwargs["trace_headers"] = times.trace_headers or None
+        start = time.perf_counter()
+        first = last = None
         finished = False
         begun: set[int] = set()  # choices whose text has begun
         try:
@@ -88,16 +90,21 @@ class BlspLLM(AsyncLLM):
                     self._add_queued(-queued)
                     queued = 0
                     now = time.perf_counter()
-                    if last is None:
-                        times.add("ttft", times.since_start())
+                    if first is None or last is None:
+                        first = now
+                        times.add("prefill", start, now)
+                        times.first_token(now)
+                        times.prompt_tokens += len(output.prompt_token_ids or ())
                     else:
                         metrics.STAGE_SECONDS.labels("inter_token").observe(now - last)
                     last = now
+                    times.completion_tokens += sum(len(choice.token_ids) for choice in output.outputs)
                     if self.drop_first_space:
                         _drop_first_space(output, begun)
                     finished = output.finished
                     if finished:
-                        times.add("total", times.since_start())
+                        times.add("generate", first, now)
+                        times.last_token(now)
                     yield output
         except (GeneratorExit, asyncio.CancelledError):
             if not finished:

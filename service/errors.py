@@ -51,6 +51,13 @@ class ContextTooLong(InvalidRequest):
     code = "context_length_exceeded"
 
 
+class InvalidKey(InvalidRequest):
+    """The API key is missing or nobody's."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
 class ModelNotFound(InvalidRequest):
     """No model of that name is served."""
 

@@ -113,6 +113,7 @@ class Listener:
             raise
         recording = Recording(rows, lengths)
         metrics.AUDIO_SECONDS.inc(recording.seconds)
+        timeline.get().audio_seconds += recording.seconds
         return recording
 
     async def _in_time(self, encoding: Sequence[asyncio.Task[Tensor]]) -> list[Tensor]:

@@ -227,6 +227,7 @@ async def _sse(first: dict[str, Any], events: AsyncGenerator[dict[str, Any], Non
             async for event in events:
                 yield sse_line(event)
         except ApiError as error:
+            metrics.REFUSALS.labels(error.code or error.type).inc()
             yield sse_line(error.body())
             return
         yield "data: [DONE]\n\n"

@@ -123,6 +123,20 @@ class ServeSettings(ModelSettings):
     upload_seconds: float = Field(300.0, gt=0, description="how long a request's body may take to arrive")
     request_seconds: float = Field(1200.0, gt=0, description="how long a request may take in all")
     drain_seconds: float = Field(30.0, ge=0, description="how long running streams may go on after SIGTERM")
+    keys_file: Path | None = Field(
+        None, description="file with the API keys, lines that `blsp key NAME` prints; read again when it changes"
+    )
+    keys: str = Field("", description="API keys: the same lines, separated by commas; with neither, nobody needs a key")
+    open_endpoints: list[str] = Field(
+        ["/health", "/ready", "/metrics"], description="paths that need no key where there are keys"
+    )
+    cors_origins: list[str] = Field(
+        [],
+        description="origins whose pages may call the service from a browser, e.g. https://example.org; by default none",
+    )
+    ssl_certfile: Path | None = Field(None, description="certificate chain (PEM); the service then speaks https")
+    ssl_keyfile: Path | None = Field(None, description="the certificate's private key (PEM)")
+    log_format: Literal["text", "json"] = Field("text", description="the form of the log on stderr")
 
     def name(self) -> str:
         """The model's name in the API."""

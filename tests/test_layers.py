@@ -12,10 +12,18 @@ SOURCES = sorted([*ROOT.glob("service/**/*.py"), *ROOT.glob("models/**/*.py")])
 ONLY = {
     "vllm": {"service/engine.py", "service/chat.py"},
     "fastapi": {"service/app.py", "service/routes.py"},
-    "starlette": {"service/app.py", "service/routes.py", "service/door.py", "service/events.py"},
+    "starlette": {
+        "service/app.py",
+        "service/routes.py",
+        "service/door.py",
+        "service/events.py",
+        "service/middleware.py",
+    },
     "uvicorn": {"service/cli.py"},
     "av": {"service/audio.py"},
     "prometheus_client": {"service/metrics.py"},
+    "opentelemetry": {"service/tracing.py"},
+    "pythonjsonlogger": {"service/logs.py"},
 }
 
 
