@@ -59,6 +59,7 @@ def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = l
         version=version("blsp-serve"),
         lifespan=life,
     )
+    metrics.BUILD.info(routes.versions(app.version) | {"model": settings.name()})
     app.state.settings = settings
     app.state.service = app.state.failure = None
     app.include_router(routes.router)

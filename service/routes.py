@@ -168,10 +168,15 @@ async def prometheus() -> Response:
     return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
 
 
+def versions(own: str) -> dict[str, str]:
+    """Versions of the service, whose own is given, and of what it stands on."""
+    return {"version": own, "vllm": VLLM_VERSION, "torch": torch.__version__}
+
+
 @router.get("/version")
 async def version(request: Request) -> dict[str, str]:
     """Versions of what serves."""
-    return {"version": request.app.version, "vllm": VLLM_VERSION, "torch": torch.__version__}
+    return versions(request.app.version)
 
 
 async def _receive(request: Request, service: Service, cut: Cut = len) -> tuple[Fields, Recording]:

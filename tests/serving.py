@@ -7,10 +7,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -51,7 +52,9 @@ class Server:
 
 
 @contextmanager
-def serve(checkpoint: Path, cache: Path, *options: str) -> Iterator[Server]:
+def serve(
+    checkpoint: Path, cache: Path, *options: str, env: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Server]:
     """Starts a server on a free port and waits until it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -60,9 +63,10 @@ def serve(checkpoint: Path, cache: Path, *options: str) -> Iterator[Server]:
         [BLSP, "serve", checkpoint, "--port", str(port), "--dtype", "float32", "--cache", cache, *options],
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"COLUMNS": "200"},
+        env=os.environ | {"COLUMNS": "200"} | env,
     )
-    server = Server(f"http://127.0.0.1:{port}", model_name(str(checkpoint)), checkpoint, cache, process)
+    scheme = "https" if "--ssl-certfile" in options else "http"
+    server = Server(f"{scheme}://127.0.0.1:{port}", model_name(str(checkpoint)), checkpoint, cache, process)
     assert process.stderr is not None
     for line in process.stderr:
         server.log.append(line)

@@ -5,7 +5,8 @@ import re
 from tests.serving import Server
 from tests.sounds import voice, wav
 
-STAGES = ["decode", "features", "queue", "encode", "ttft", "inter_token", "total"]
+STAGES = ["upload", "decode", "features", "queue", "encode", "prefill", "generate"]
+STAGES += ["ttft", "ttft_after_upload", "inter_token", "total"]
 
 
 def test_every_stage_of_a_request_is_measured(server: Server) -> None:
@@ -17,6 +18,7 @@ def test_every_stage_of_a_request_is_measured(server: Server) -> None:
         server.metric("blsp_audio_seconds_total"),
         server.metric("blsp_speech_tokens_total"),
     )
+    factors = server.metric("blsp_real_time_factor_count")
     ok = server.metric("blsp_requests_total", endpoint="/v1/speech", status="200")
     with server.client() as client:
         client.post("/v1/speech", files={"file": wav(voice(4.0))}, data={"max_tokens": "6", "min_tokens": "6"})
@@ -27,6 +29,9 @@ def test_every_stage_of_a_request_is_measured(server: Server) -> None:
     assert server.metric("blsp_audio_seconds_total") == seconds + 4
     assert server.metric("blsp_speech_tokens_total") == tokens + 25
     assert server.metric("blsp_requests_total", endpoint="/v1/speech", status="200") == ok + 1
+    assert server.metric("blsp_real_time_factor_count") == factors + 1
+    assert server.metric("blsp_build_info", vllm="0.32.0", model=server.model) == 1
+    assert server.metric("blsp_ready") == 1
     assert server.metric("vllm:generation_tokens_total", model_name=server.model) > 0
 
 

@@ -75,7 +75,18 @@ def test_the_reply_says_what_was_done(server: Server) -> None:
     details = usage["prompt_tokens_details"]
     assert details["audio_tokens"] == 195
     assert details["audio_tokens"] + details["text_tokens"] == usage["prompt_tokens"]
-    assert reply["timings"].keys() == {"decode", "features", "queue", "encode", "ttft", "total"}
+    assert reply["timings"].keys() == {
+        "upload",
+        "decode",
+        "features",
+        "queue",
+        "encode",
+        "prefill",
+        "generate",
+        "ttft",
+        "ttft_after_upload",
+        "total",
+    }
     assert "token_ids" not in reply
 
 
