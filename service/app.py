@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -26,6 +27,7 @@ from service.fields import invalid_field
 from service.keys import Keys
 from service.loading import Service
 from service.middleware import CLIENT_GONE, KeyRequired, Observed
+from service.openapi import complete
 from service.settings import ServeSettings
 
 CHECK_SECONDS = 1.0  # between two looks at the engine
@@ -53,7 +55,7 @@ def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = l
         if traces is not None:
             traces.shutdown()
 
-    app = FastAPI(
+    app = _Application(
         title="BLSP inference service",
         summary="Speech and an instruction in, streamed text out.",
         version=version("blsp-serve"),
@@ -88,6 +90,12 @@ def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = l
 def _queued(app: FastAPI) -> Queued:
     service: Service | None = app.state.service
     return Queued(0.0, 0) if service is None else service.queued()
+
+
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """The document at /openapi.json."""
+        return complete(super().openapi())
 
 
 async def _load(app: FastAPI, load: Load, stop: Callable[[], None]) -> None:

@@ -8,7 +8,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
@@ -35,6 +35,7 @@ from service.operator_fields import refuse_operator_fields
 
 __all__ = [
     "ChatCompletionRequest",
+    "ChatCompletionResponse",
     "ChatService",
     "CompletionRequest",
     "DetokenizeRequest",

@@ -26,7 +26,7 @@ from service.events import EventStream, sse_line
 from service.fields import parse_fields
 from service.listener import Cut, Recording
 from service.loading import Service
-from service.openapi import CHAT, SPEECH, TRANSCRIPTION
+from service.openapi import CHAT, HEALTH, METRICS, MODEL, SPEECH, TRANSCRIPTION
 from service.segments import quietest_cut
 from service.speech import SpeechRequest
 from service.transcription import Shape, Transcript, TranscriptionRequest
@@ -129,7 +129,7 @@ async def models(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": [_model_card(request)]}
 
 
-@router.get("/v1/models/{model:path}")
+@router.get("/v1/models/{model:path}", **MODEL)
 async def model(model: str, request: Request) -> dict[str, Any]:
     """One model."""
     card = _model_card(request)
@@ -145,7 +145,7 @@ def _model_card(request: Request) -> dict[str, Any]:
 _STARTED = int(time.time())
 
 
-@router.get("/health")
+@router.get("/health", **HEALTH)
 async def health(request: Request) -> dict[str, str]:
     """Liveness: 503 when the engine is dead."""
     service: Service | None = request.app.state.service
@@ -155,14 +155,14 @@ async def health(request: Request) -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/ready")
+@router.get("/ready", **HEALTH)
 async def ready(service: Ready) -> dict[str, str]:
     """Readiness: 200 once a first request has gone all the way through, else 503."""
     await service.engine.check()
     return {"status": "ready"}
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse, **METRICS)
 async def prometheus() -> Response:
     """The service's and vLLM's metrics for Prometheus."""
     return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
