@@ -8,7 +8,7 @@ PORT ?= 8000
 PIP_FLAGS ?=
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 
-.PHONY: help setup setup-plain-torch serve demo-model test check fuzz bench lock clean
+.PHONY: help setup setup-plain-torch serve demo-model test check fuzz schemathesis bench lock check-images clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -51,12 +51,22 @@ tests/javascript/node_modules: tests/javascript/package-lock.json
 fuzz: .venv/bin/blsp ## Decode 20,000 mutated files of every format; no file may harm the service.
 	.venv/bin/python -m tests.fuzz
 
+schemathesis: .venv/bin/blsp ## Ten minutes of generated requests against the server on PORT: no defect, nothing that is not documented.
+	PYTHONPATH=. .venv/bin/schemathesis --config-file tests/schemathesis.toml run http://127.0.0.1:$(PORT)/openapi.json --max-time 600
+
+check-images: .venv/bin/blsp ## See whether what the images install is to be had; needs Debian 12 and a package index, but no Docker.
+	grep --no-filename --only-matching --extended-regexp '[a-z0-9-]+=[0-9:.-]+\*' deploy/Dockerfile.* | sort --unique \
+	  | xargs apt-get install --simulate --quiet --quiet --no-install-recommends
+	.venv/bin/uv pip install --quiet --dry-run --no-deps --require-hashes --target build/gpu --requirement deploy/gpu.lock
+
 bench: .venv/bin/blsp ## Measure start-up, memory and latency under load; writes benchmarks/RESULTS.md.
 	.venv/bin/python benchmarks/serving.py
 
 lock: ## Pin every dependency with hashes into requirements.lock; needs torch's CPU wheel (UV_FIND_LINKS or UV_EXTRA_INDEX_URL).
 	deploy/lock.sh > requirements.lock.new
 	mv requirements.lock.new requirements.lock
+	deploy/lock.sh gpu > deploy/gpu.lock.new
+	mv deploy/gpu.lock.new deploy/gpu.lock
 
 clean: ## Remove what was built, but not .venv.
 	rm -rf build runs tests/javascript/node_modules

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Prints requirements.lock: the dependencies of every group but gpu, with the hashes of all their files and no index address.
+# Prints requirements.lock, with the argument `gpu` deploy/gpu.lock: what serving on CUDA needs, and no more.
+# requirements.lock: the dependencies of every group but gpu, with the hashes of all their files and no index address.
 # torchvision, torchaudio and torchcodec are left out: their CUDA builds break `import transformers` beside torch's CPU wheel,
 # and nothing here needs them; nor triton, which has no CPU backend. torch comes first and carries the hashes of both its CPU and its plain wheels (see `make setup`).
 set -euo pipefail
@@ -8,6 +9,10 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 compile=("${UV:-.venv/bin/uv}" pip compile --quiet --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links
   --no-annotate --no-header)
+
+if [ "${1:-}" = gpu ]; then
+  exec "${compile[@]}" --python-platform x86_64-manylinux_2_28 --extra gpu pyproject.toml
+fi
 
 for unwanted in torchvision torchaudio torchcodec triton; do echo "$unwanted; sys_platform == 'never'"; done > "$work/overrides"
 echo "torch==2.13.0+cpu" > "$work/cpu.in"
