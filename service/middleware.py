@@ -29,6 +29,11 @@ class Observed:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on; what nobody has caught becomes a 500 and a traceback in the log."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+        state["client"] = ANONYMOUS
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -36,8 +41,6 @@ class Observed:
         request_id = logs.begin_request(headers.get("x-request-id"))
         times = timeline.begin()
         trace = tracing.begin(headers, times)
-        state = scope.setdefault("state", {})
-        state["client"] = ANONYMOUS
         status, has_body = CLIENT_GONE, False
 
         async def watched_receive() -> Message:
