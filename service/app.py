@@ -1,7 +1,7 @@
 """The FastAPI application: its life, its errors, and what every request passes through."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import version
@@ -139,9 +139,10 @@ class BodyLimit:
         await self.app(scope, receive_limited, send)
 
 
-def _respond(error: ApiError) -> JSONResponse:
+def _respond(error: ApiError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     metrics.REFUSALS.labels(error.code or error.type).inc()
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Overloaded) else None
+    if isinstance(error, Overloaded):
+        headers = {"Retry-After": str(error.retry_after)}
     return JSONResponse(error.body(), error.status, headers)
 
 
@@ -170,7 +171,7 @@ async def _http_error(_: Request, error: Exception) -> JSONResponse:
     refusal = InvalidRequest(str(error.detail))
     refusal.status = error.status_code
     refusal.code = HTTPStatus(error.status_code).name.lower()
-    return _respond(refusal)
+    return _respond(refusal, error.headers)  # Allow, with a 405
 
 
 async def _client_gone(_: Request, __: Exception) -> Response:

@@ -184,3 +184,11 @@ async def test_one_line_a_request(form: logs.Form) -> None:
         "completion_tokens": 0,
         "client": "anonymous",
     }
+
+
+async def test_a_wrong_method_is_told_the_right_ones() -> None:
+    async with client() as http:
+        answer = await http.put("/v1/speech")
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == "POST"
+    assert answer.json()["error"]["code"] == "method_not_allowed"
