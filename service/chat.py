@@ -5,10 +5,12 @@ messages become a prompt. With `service/engine.py` this is all that imports vLLM
 """
 
 import json
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
+from pydantic import model_validator
+from vllm.entrypoints.openai.chat_completion import protocol
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
@@ -42,6 +44,19 @@ __all__ = [
     "ResponsesRequest",
     "TokenizeRequest",
 ]
+
+
+class ChatCompletionRequest(protocol.ChatCompletionRequest):
+    """OpenAI's request, as vLLM reads it."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse_what_vllm_stumbles_over(cls, data: Any, read: Callable[[Any], Any]) -> Any:
+        """Some of vLLM's validators look into values before they have checked that these are objects."""
+        try:
+            return read(data)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"a value has the wrong type: {error}") from error
 
 
 class SpeechRenderer(OnlineRenderer):

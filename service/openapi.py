@@ -79,8 +79,7 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def _operation(reply: type[BaseModel], *media: str, **extra: Any) -> dict[str, Any]:
     """The keyword arguments of a route that answers with a JSON object or text of these media types."""
-    text = {name: {"schema": {"type": "string"}} for name in media}
-    ok = {"description": "The reply", "model": reply, "content": text}
+    ok = {"description": "The reply", "model": reply, "content": {name: {} for name in media}}
     return {"responses": {200: ok} | _errors(400, 404, 413, 415, 429, 503), "openapi_extra": extra}
 
 

@@ -156,7 +156,22 @@ def test_a_file_over_the_limit_in_a_body_under_it(server: Server) -> None:
         )
 
 
-@pytest.mark.parametrize("body", [b"{{{", b"[]", b"{}", b'{"messages": []}', b'{"messages": [{"role": "bot"}]}'])
+def hi(**fields: Any) -> bytes:
+    return json.dumps({"messages": [{"role": "user", "content": "Hi"}]} | fields).encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{{{",
+        b"[]",
+        b"{}",
+        b'{"messages": []}',
+        b'{"messages": [{"role": "bot"}]}',
+        hi(tools=[]),  # vLLM's own exception
+        hi(structured_outputs=[0]),  # a value that vLLM's validator stumbles over
+    ],
+)
 def test_bad_json(server: Server, body: bytes) -> None:
     with server.client() as client:
         refused(client.post("/v1/chat/completions", content=body), 400)
