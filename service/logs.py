@@ -10,6 +10,7 @@ import uuid
 from contextvars import ContextVar
 from typing import Literal, TextIO
 
+from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
 Form = Literal["text", "json"]
@@ -43,6 +44,7 @@ _JSON = JsonFormatter(
     "{levelname}{name}{message}{request_id}",
     style="{",
     timestamp="time",
+    reserved_attrs=[*RESERVED_ATTRS, "vllm_process_name"],  # vLLM adds it to every record
     rename_fields={"levelname": "level", "name": "logger"},
     json_ensure_ascii=False,
 )
