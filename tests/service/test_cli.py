@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from models.config import BlspConfig
+from service.keys import key_line
 from service.settings import ServeSettings
 from tests.serving import BLSP, Server
 from tests.sounds import voice, wav
@@ -17,7 +18,19 @@ def blsp(*arguments: str | Path, **environment: str) -> subprocess.CompletedProc
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["serve"], ["ask"], ["batch"], ["import"], ["init"], ["continue"], ["align"], ["evaluate"], ["instruct"]],
+    [
+        [],
+        ["serve"],
+        ["key"],
+        ["ask"],
+        ["batch"],
+        ["import"],
+        ["init"],
+        ["continue"],
+        ["align"],
+        ["evaluate"],
+        ["instruct"],
+    ],
 )
 def test_every_command_explains_itself(command: list[str]) -> None:
     done = blsp(*command, "--help")
@@ -51,6 +64,22 @@ def test_a_checkpoint_that_is_none_is_one_line_and_status_1(tmp_path: Path) -> N
     assert done.returncode == 1
     assert "blsp: error:" in done.stderr
     assert "model_type" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_key_prints_a_line_for_the_file_and_the_key_that_goes_with_it() -> None:
+    done = blsp("key", "alice")
+    assert done.returncode == 0
+    key = done.stderr.split()[-1]
+    assert done.stdout == key_line("alice", key) + "\n"
+
+
+def test_a_key_file_with_a_bad_line_is_one_line_and_status_1(official: Path, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("alice\n")
+    done = blsp("serve", official, "--cache", tmp_path, "--port", "0", "--keys-file", tmp_path / "keys")
+    assert done.returncode == 1
+    assert "blsp: error:" in done.stderr
+    assert "keys, line 1 is not 'NAME sha256:…'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -10,11 +10,13 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 from prometheus_client import REGISTRY
+from starlette.types import Message, Receive, Scope, Send
 
 from service import logs
 from service.app import create_app
-from service.keys import key_line, new_key
+from service.keys import Keys, key_line, new_key
 from service.loading import Service
+from service.middleware import KeyRequired
 from service.settings import ServeSettings
 
 KEY = new_key()
@@ -192,3 +194,21 @@ async def test_a_wrong_method_is_told_the_right_ones() -> None:
     assert answer.status_code == 405
     assert answer.headers["allow"] == "POST"
     assert answer.json()["error"]["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize(("key", "expected"), [(KEY, ["alice"]), (new_key(), ["websocket.close"])])
+async def test_a_websocket_needs_a_key_too(key: str, expected: list[str]) -> None:
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["state"]["client"])
+
+    async def send(message: Message) -> None:
+        seen.append(message["type"])
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    scope = {"type": "websocket", "path": "/v1/realtime", "headers": [(b"authorization", f"Bearer {key}".encode())]}
+    await KeyRequired(app, Keys(key_line("alice", KEY)), ["/health"])(scope, receive, send)
+    assert seen == expected
