@@ -29,6 +29,9 @@ def begin_request(given: str | None) -> str:
 def configure(form: Form) -> None:
     """Sends the records of this process to stderr."""
     logging.basicConfig(level=logging.INFO, handlers=[handler(form, sys.stderr)], force=True)
+    logging.getLogger("python_multipart").setLevel(
+        logging.ERROR
+    )  # it warns of every damaged form; clients hear of that
 
 
 def handler(form: Form, stream: TextIO) -> logging.Handler:
