@@ -59,7 +59,7 @@ class Admission:
         try:
             self._check(client)
         except Overloaded as error:
-            metrics.REJECTIONS.labels(error.code).inc()
+            metrics.REFUSALS.labels(error.code).inc()
             raise
         self._running[client] += 1
         token = _client.set(client)

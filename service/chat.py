@@ -8,18 +8,20 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from pydantic import model_validator
-from vllm.entrypoints.openai.chat_completion import protocol
+from pydantic import BaseModel, model_validator
+from vllm.entrypoints.openai.chat_completion import protocol as chat_protocol
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.completion import protocol as completion_protocol
+from vllm.entrypoints.openai.completion.protocol import CompletionResponse
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
-from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.entrypoints.openai.responses import protocol as responses_protocol
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
-from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
+from vllm.entrypoints.serve.tokenize import protocol as tokenize_protocol
+from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, DetokenizeResponse, TokenizeResponse
 from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
 from vllm.exceptions import VLLMError
 from vllm.inputs.engine import EngineInput
@@ -40,23 +42,48 @@ __all__ = [
     "ChatCompletionResponse",
     "ChatService",
     "CompletionRequest",
+    "CompletionResponse",
     "DetokenizeRequest",
+    "DetokenizeResponse",
     "ResponsesRequest",
     "TokenizeRequest",
+    "TokenizeResponse",
 ]
 
 
-class ChatCompletionRequest(protocol.ChatCompletionRequest):
-    """OpenAI's request, as vLLM reads it."""
+class _Checked(BaseModel):
+    """Some of vLLM's validators look into values before they have checked that these are objects."""
 
     @model_validator(mode="wrap")
     @classmethod
     def _refuse_what_vllm_stumbles_over(cls, data: Any, read: Callable[[Any], Any]) -> Any:
-        """Some of vLLM's validators look into values before they have checked that these are objects."""
         try:
             return read(data)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"a value has the wrong type: {error}") from error
+
+
+class ChatCompletionRequest(_Checked, chat_protocol.ChatCompletionRequest):
+    """OpenAI's request, as vLLM reads it."""
+
+
+class CompletionRequest(_Checked, completion_protocol.CompletionRequest):
+    """OpenAI's request, as vLLM reads it."""
+
+
+class ResponsesRequest(_Checked, responses_protocol.ResponsesRequest):
+    """OpenAI's request, as vLLM reads it."""
+
+
+class TokenizeTextRequest(_Checked, tokenize_protocol.TokenizeCompletionRequest):
+    """A text to tokenize."""
+
+
+class TokenizeMessagesRequest(_Checked, tokenize_protocol.TokenizeChatRequest):
+    """Messages to tokenize."""
+
+
+TokenizeRequest = TokenizeTextRequest | TokenizeMessagesRequest
 
 
 class SpeechRenderer(OnlineRenderer):

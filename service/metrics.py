@@ -29,7 +29,6 @@ REQUESTS = Counter("blsp_requests", "Requests answered", ["endpoint", "status", 
 IN_FLIGHT = Gauge("blsp_requests_in_flight", "Requests that are being answered", ["endpoint"])
 REFUSALS = Counter("blsp_refusals", "Requests that were refused or failed, by the code of the error", ["reason"])
 ABORTED = Counter("blsp_aborted_generations", "Generations that were stopped because their client had gone")
-REJECTIONS = Counter("blsp_rejections", "Requests that were refused at the door, by the limit they met", ["reason"])
 QUEUED_AUDIO_SECONDS = Gauge("blsp_queued_audio_seconds", "Seconds of audio that wait for the encoder")
 QUEUED_PROMPT_TOKENS = Gauge("blsp_queued_prompt_tokens", "Tokens of prompts that wait for their first token of reply")
 DECODER_DEATHS = Counter("blsp_decoder_deaths", "Recordings whose decoder died of them or hung", ["how"])

@@ -2,9 +2,9 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from service.chat import ChatCompletionResponse
+from service.chat import ChatCompletionResponse, CompletionResponse, DetokenizeResponse, TokenizeResponse
 from service.speech import SpeechRequest
 from service.transcription import TranscriptionRequest
 
@@ -52,6 +52,21 @@ class TranscriptionReply(BaseModel):
     segments: list[dict[str, Any]] | None = None
 
 
+class ResponseReply(BaseModel):
+    """OpenAI's response object."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    model: str
+    status: str
+    output: list[dict[str, Any]]
+    usage: dict[str, Any] | None
+    error: None
+
+
 class Status(BaseModel):
     """Of the process."""
 
@@ -80,7 +95,7 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def _operation(reply: type[BaseModel], *media: str, **extra: Any) -> dict[str, Any]:
     """The keyword arguments of a route that answers with a JSON object or text of these media types."""
     ok = {"description": "The reply", "model": reply, "content": {name: {} for name in media}}
-    return {"responses": {200: ok} | _errors(400, 404, 413, 415, 429, 503), "openapi_extra": extra}
+    return {"responses": {200: ok} | _errors(400, 404, 408, 413, 415, 429, 503, 504), "openapi_extra": extra}
 
 
 def complete(document: dict[str, Any]) -> dict[str, Any]:
@@ -146,6 +161,9 @@ TRANSCRIPTION = _operation(
     requestBody={"required": True, "content": {"multipart/form-data": _audio_form(TranscriptionRequest)}},
 )
 CHAT = _operation(ChatCompletionResponse, "text/event-stream")
+COMPLETION = _operation(CompletionResponse, "text/event-stream")
+RESPONSE = _operation(ResponseReply, "text/event-stream")
+TOKENIZE, DETOKENIZE = _operation(TokenizeResponse), _operation(DetokenizeResponse)
 HEALTH: dict[str, Any] = {"response_model": Status, "responses": _errors(503)}
 MODEL: dict[str, Any] = {"responses": _errors(404)}
 METRICS: dict[str, Any] = {"responses": {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}}

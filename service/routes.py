@@ -26,7 +26,18 @@ from service.events import EventStream, sse_line
 from service.fields import parse_fields
 from service.listener import Cut, Recording
 from service.loading import Service
-from service.openapi import CHAT, HEALTH, METRICS, MODEL, SPEECH, TRANSCRIPTION
+from service.openapi import (
+    CHAT,
+    COMPLETION,
+    DETOKENIZE,
+    HEALTH,
+    METRICS,
+    MODEL,
+    RESPONSE,
+    SPEECH,
+    TOKENIZE,
+    TRANSCRIPTION,
+)
 from service.segments import quietest_cut
 from service.speech import SpeechRequest
 from service.transcription import Shape, Transcript, TranscriptionRequest
@@ -67,25 +78,25 @@ async def chat_completions(body: ChatCompletionRequest, request: Request, servic
     return await _generate(request, service.chat.complete(body))
 
 
-@router.post("/v1/completions", **CHAT)
+@router.post("/v1/completions", **COMPLETION)
 async def completions(body: CompletionRequest, request: Request, service: Ready) -> Response:
     """OpenAI's completions, of text alone."""
     return await _generate(request, service.chat.complete_text(body))
 
 
-@router.post("/v1/responses", **CHAT)
+@router.post("/v1/responses", **RESPONSE)
 async def responses(body: ResponsesRequest, request: Request, service: Ready) -> Response:
     """OpenAI's responses; nothing is stored."""
     return await _generate(request, service.chat.respond(body))
 
 
-@router.post("/tokenize")
+@router.post("/tokenize", **TOKENIZE)
 async def tokenize(body: TokenizeRequest, service: Ready) -> dict[str, Any]:
     """vLLM's: the token ids of a text or of messages; 0 where speech stands."""
     return await service.chat.tokenize(body)
 
 
-@router.post("/detokenize")
+@router.post("/detokenize", **DETOKENIZE)
 async def detokenize(body: DetokenizeRequest, service: Ready) -> dict[str, Any]:
     """vLLM's: the text of token ids."""
     return await service.chat.detokenize(body)

@@ -111,7 +111,7 @@ def test_many_clients_are_not_remembered_for_ever() -> None:
 
 def test_refusals_are_counted_by_reason() -> None:
     def count() -> float:
-        return metrics.REJECTIONS.labels("requests")._value.get()
+        return metrics.REFUSALS.labels("requests")._value.get()
 
     door, before = Door(requests=1), count()
     with door.admission.admit("a"):

@@ -56,7 +56,7 @@ def answer(client: socket.socket) -> bytes:
 
 
 def test_requests_over_the_limit_are_refused_at_once(low: Server) -> None:
-    before = low.metric("blsp_rejections_total", reason="requests")
+    before = low.metric("blsp_refusals_total", reason="requests")
     held = [upload_slowly(low, GOOD[:5000]) for _ in range(3)]
     with low.client() as client:
         low.wait_for(lambda: client.post("/v1/chat/completions", json={}).status_code == 429)
@@ -64,7 +64,7 @@ def test_requests_over_the_limit_are_refused_at_once(low: Server) -> None:
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
         assert refused.json()["error"]["code"] == "requests"
         assert client.get("/health").status_code == 200
-    assert low.metric("blsp_rejections_total", reason="requests") >= before + 2
+    assert low.metric("blsp_refusals_total", reason="requests") >= before + 2
     for client in held:
         client.close()
     with low.client() as client:
