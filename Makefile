@@ -8,7 +8,7 @@ PORT ?= 8000
 PIP_FLAGS ?=
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 
-.PHONY: help setup setup-plain-torch serve demo-model test check fuzz schemathesis bench lock check-images clean
+.PHONY: help setup setup-plain-torch serve demo-model test check fuzz schemathesis bench soak lock check-images clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -59,8 +59,11 @@ check-images: .venv/bin/blsp ## See whether what the images install is to be had
 	  | xargs apt-get install --simulate --quiet --quiet --no-install-recommends
 	.venv/bin/uv pip install --quiet --dry-run --no-deps --require-hashes --target build/gpu --requirement deploy/gpu.lock
 
-bench: .venv/bin/blsp ## Measure start-up, memory and latency under load; writes benchmarks/RESULTS.md.
-	.venv/bin/python benchmarks/serving.py
+bench: .venv/bin/blsp ## Measure speed beside vLLM's own speech serving, the engine alone and a plain loop (25 minutes); writes benchmarks/RESULTS.md.
+	.venv/bin/python -m benchmarks.serving
+
+soak: .venv/bin/blsp ## Send 5,000 requests to one server and see that memory and cost per request stay as they are.
+	.venv/bin/python -m benchmarks.soak
 
 lock: ## Pin every dependency with hashes into requirements.lock; needs torch's CPU wheel (UV_FIND_LINKS or UV_EXTRA_INDEX_URL).
 	deploy/lock.sh > requirements.lock.new

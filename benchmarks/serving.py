@@ -1,148 +1,220 @@
-"""What serving costs: start-up, memory, and latency under load.
+"""What serving costs, beside vLLM's own speech serving, the engine alone and the plain way; all sides in turns, A B A B.
 
-`make bench` starts `blsp serve` on a random checkpoint of the "small" shapes (Whisper encoder 384 wide, 4 layers; Llama 512 wide, 8 layers)
-and sends it unique 5 s clips from closed-loop clients, each asking for 32 streamed tokens. It prints a table and writes it with the
-machine's name to benchmarks/RESULTS.md.
+`python -m benchmarks.serving` measures every piece in float32 and bfloat16, and writes benchmarks/results.json, RESULTS.md
+and results.png. `--only PIECE …` measures some pieces and keeps what is there of the others.
 """
 
+import argparse
 import asyncio
+import json
 import os
 import platform
-import statistics
-import subprocess
-import sys
 import time
-from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import date
+from functools import cached_property
+from itertools import count
+from typing import Any
 
-import httpx
-import numpy as np
+from benchmarks import processes, report
+from benchmarks.processes import Server, Worker
+from benchmarks.small import make_checkpoints
+from service.load import REPEATED, Load, Question, Sample, clips, summarize
 
-ROOT = Path(__file__).parents[1]
-BLSP = Path(sys.executable).with_name("blsp")
-CHECKPOINT = ROOT / "build" / "small"
-URL = "http://127.0.0.1:8199"
-SECONDS, TOKENS, RATE = 5, 32, 16_000
-CLIENTS = (1, 8, 32)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One request: seconds to the first token, to the end, and the longest gap between two tokens."""
-
-    ttft: float
-    total: float
-    longest_gap: float
+DTYPES = ("float32", "bfloat16")
+ROUNDS = 2
+LONG, SHORT = 300, 30  # seconds of the recordings that are uploaded as they are spoken
+SPEAKERS = 3  # of each length at the same time, whose recordings end well apart
 
 
-def init_small() -> None:
-    """Makes the checkpoint once."""
-    if not CHECKPOINT.exists():
-        sizes = "--encoder-dim 384 --encoder-layers 4 --encoder-heads 6 --llm-dim 512 --llm-layers 8 --llm-heads 8 --llm-ffn-dim 1408"
-        options = f"{sizes} --vocabulary 1024 --adapter-inner-dim 512 --padding exact".split()
-        subprocess.run([BLSP, "init", CHECKPOINT, *options], check=True)
+class Bench:
+    """The processes of one dtype, started when a piece first needs them."""
+
+    def __init__(self, dtype: str, scale: float, stack: ExitStack) -> None:
+        self.dtype = dtype
+        self._scale = scale
+        self._stack = stack
+        self._seeds = count(round(time.time()))
+
+    @cached_property
+    def ours(self) -> Server:
+        """This service."""
+        return self._warm(self._stack.enter_context(processes.ours(self.dtype)), Question("speech"), Question("chat"))
+
+    @cached_property
+    def peer(self) -> Server:
+        """vLLM with its native Ultravox."""
+        return self._warm(self._stack.enter_context(processes.peer(self.dtype)), Question("chat"))
+
+    @cached_property
+    def engine(self) -> Worker:
+        """The engine alone."""
+        return self._stack.enter_context(processes.worker("benchmarks.engine_only", self.dtype))
+
+    @cached_property
+    def plain(self) -> Worker:
+        """The plain loop."""
+        return self._stack.enter_context(processes.worker("benchmarks.plain", self.dtype))
+
+    @cached_property
+    def encoder(self) -> Worker:
+        """The encoder's own benchmark."""
+        return self._stack.enter_context(processes.worker("benchmarks.encoder", self.dtype))
+
+    def _warm(self, server: Server, *questions: Question) -> Server:
+        for question in questions:
+            for seconds in (5, 25):
+                asyncio.run(Load(server.url, question).closed(clips(8, seconds, seed=next(self._seeds)), 8))
+        return server
+
+    def requests(self, number: int) -> int:
+        """How many to send, for a full number; a trial run sends fewer."""
+        return max(2, round(number * self._scale))
+
+    def load(self, server: Server, api: str, clients: int, seconds: int, number: int, *, unique: bool = True) -> Any:
+        """One closed loop; its summary, with the server's CPU seconds for each request by process."""
+        before, own = server.cpu_seconds(), time.process_time()
+        recordings = clips(self.requests(number), seconds, unique=unique, seed=next(self._seeds) if unique else 0)
+        question = Question("chat" if api == "chat" else "speech")
+        samples = asyncio.run(Load(server.url, question).closed(recordings, clients))
+        summary = summarize(samples)
+        used = {name: after - before.get(name, 0.0) for name, after in server.cpu_seconds().items()}
+        summary["cpu_seconds_per_request"] = {name: seconds / len(samples) for name, seconds in used.items()}
+        summary["cpu_seconds_per_request"]["load client"] = (time.process_time() - own) / len(samples)
+        return summary
+
+    def hear_once(self, seconds: int) -> None:
+        """Brings the recordings that repeat into the service's cache."""
+        asyncio.run(Load(self.ours.url, Question()).closed(clips(REPEATED, seconds, unique=False, seed=0), 1))
+
+    def second_question(self, number: int) -> dict[str, Any]:
+        """The first and the second question about each recording of 25 s, one client."""
+        first, second = asyncio.run(self._questions(number))
+        return {"first": summarize(first), "second": summarize(second)}
+
+    async def _questions(self, number: int) -> tuple[list[Sample], list[Sample]]:
+        load = Load(self.ours.url, Question())
+        first, second = [], []
+        async with load.session() as session:
+            for clip in clips(self.requests(number), 25, seed=next(self._seeds)):
+                first.append(await load.ask(session, clip))
+                second.append(await load.ask(session, clip, replace(Question(), instruction="Go on")))
+        return first, second
+
+    def uploads(self) -> dict[str, Any]:
+        """Recordings of 5 minutes and of 30 s, sent as they are spoken; no two of them end at the same time."""
+        longest = LONG if self._scale == 1 else 2 * SHORT
+        long, short = asyncio.run(self._speak(longest))
+        return {"long": summarize(long), "short": summarize(short), "seconds": longest}
+
+    async def _speak(self, longest: int) -> tuple[list[Sample], list[Sample]]:
+        """Windows are full, and recordings end, at different seconds modulo a window for every speaker."""
+        speakers = range(SPEAKERS if self._scale == 1 else 1)
+
+        async def speak(wait: float, seconds: int) -> Sample:
+            await asyncio.sleep(wait)
+            (clip,) = clips(1, seconds, seed=next(self._seeds))
+            load = Load(self.ours.url, Question(upload_seconds=seconds))
+            async with load.session() as session:
+                return await load.ask(session, clip)
+
+        apart = SHORT / (2 * SPEAKERS)
+        long = asyncio.gather(*(speak(2 * i * apart, longest) for i in speakers))
+        short = asyncio.gather(*(speak(SHORT + (2 * i + 1) * apart, SHORT) for i in speakers))
+        return await long, await short
 
 
-def clip(seed: int) -> bytes:
-    """5 s of noise as raw 16-bit samples in a wav file."""
-    samples = np.random.default_rng(seed).normal(0, 3000, SECONDS * RATE).astype("<i2").tobytes()
-    head = b"RIFF" + (36 + len(samples)).to_bytes(4, "little") + b"WAVEfmt " + (16).to_bytes(4, "little")
-    head += bytes.fromhex("0100 0100 803e0000 007d0000 0200 1000") + b"data" + len(samples).to_bytes(4, "little")
-    return head + samples
+def beside_peer(clients: int, seconds: int, number: int) -> Callable[[Bench], Iterator[tuple[str, Any]]]:
+    """The peer, and this service at both endpoints, in turns."""
+
+    def measure(bench: Bench) -> Iterator[tuple[str, Any]]:
+        for _ in range(ROUNDS):
+            yield "peer", bench.load(bench.peer, "chat", clients, seconds, number)
+            yield "ours", bench.load(bench.ours, "speech", clients, seconds, number)
+            yield "ours, chat", bench.load(bench.ours, "chat", clients, seconds, number)
+
+    return measure
 
 
-async def request(client: httpx.AsyncClient, seed: int) -> Sample:
-    """Sends one clip and reads the stream."""
-    audio = clip(seed)
-    start = time.perf_counter()
-    stamps = []
-    fields = {"instruction": "Hi", "stream": "true", "max_tokens": str(TOKENS), "min_tokens": str(TOKENS)}
-    async with client.stream("POST", f"{URL}/v1/speech", params=fields, content=audio) as response:
-        assert response.status_code == 200, await response.aread()
-        async for line in response.aiter_lines():
-            if "speech.delta" in line:
-                stamps.append(time.perf_counter())
-    gaps = [b - a for a, b in pairwise(stamps)]
-    return Sample(stamps[0] - start, time.perf_counter() - start, max(gaps))
+def cached(bench: Bench) -> Iterator[tuple[str, Any]]:
+    """Recordings that the service has heard before, beside the engine with their embeddings."""
+    bench.hear_once(5)
+    for _ in range(ROUNDS):
+        number = bench.requests(256)
+        yield "engine only", bench.engine.ask(clients=32, requests=number, seconds=5, different=REPEATED)
+        yield "ours", bench.load(bench.ours, "speech", 32, 5, 256, unique=False)
 
 
-async def load(clients: int, requests: int, seed: int) -> tuple[float, list[Sample]]:
-    """Requests per second of `clients` that each send one request after the other, and every request's sample."""
-    seeds = iter(range(seed, seed + requests))
-    samples: list[Sample] = []
-
-    async def one(client: httpx.AsyncClient) -> None:
-        for number in seeds:
-            samples.append(await request(client, number))
-
-    async with httpx.AsyncClient(timeout=300, limits=httpx.Limits(max_connections=clients)) as client:
-        start = time.perf_counter()
-        await asyncio.gather(*(one(client) for _ in range(clients)))
-        return len(samples) / (time.perf_counter() - start), samples
+def plain(bench: Bench) -> Iterator[tuple[str, Any]]:
+    """The plain loop beside this service under 32 clients."""
+    for _ in range(ROUNDS):
+        yield "plain loop", bench.plain.ask(requests=bench.requests(8), seconds=5)
+        yield "ours", bench.load(bench.ours, "speech", 32, 5, 128)
 
 
-def p95(values: list[float]) -> float:
-    """The 95th percentile."""
-    return statistics.quantiles(values, n=20)[-1]
+def one(side: str, measure: Callable[[Bench], Any]) -> Callable[[Bench], Iterator[tuple[str, Any]]]:
+    """A piece with a single side and round."""
+
+    def measured(bench: Bench) -> Iterator[tuple[str, Any]]:
+        yield side, measure(bench)
+
+    return measured
 
 
-def resident_mib(process: int) -> dict[str, int]:
-    """Resident memory of a process and its descendants, by name."""
-    table = subprocess.run(["ps", "-eo", "pid=,ppid=,rss=,comm="], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 3) for line in table.splitlines()]
-    family, found = {str(process)}, {}
-    for _ in rows:  # a child may stand before its parent
-        family |= {pid for pid, parent, _, _ in rows if parent in family}
-    for pid, _, rss, name in rows:
-        if pid in family and int(rss) > 100_000:
-            found[name] = int(rss) // 1024
-    return found
+PIECES: dict[str, Callable[[Bench], Iterator[tuple[str, Any]]]] = {
+    "peer-1x5": beside_peer(1, 5, 12),
+    "peer-8x5": beside_peer(8, 5, 80),
+    "peer-32x5": beside_peer(32, 5, 192),
+    "peer-8x25": beside_peer(8, 25, 48),
+    "cached-32x5": cached,
+    "plain-32x5": plain,
+    "second-question": one("ours", lambda bench: bench.second_question(12)),
+    "upload-300": one("ours", Bench.uploads),
+    "encoder": one("ours", lambda bench: bench.encoder.ask()),
+}
 
 
-def measure(dtype: str) -> list[str]:
-    """Starts a server, loads it with ever more clients; returns the lines of the report."""
-    start = time.perf_counter()
-    command = [BLSP, "serve", CHECKPOINT, "--port", "8199", "--dtype", dtype]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert server.stderr is not None
-    try:
-        assert any("Ready" in line for line in server.stderr), "the server did not start"
-        lines = [
-            f"## {dtype}",
-            "",
-            f"Ready after {time.perf_counter() - start:.0f} s. Resident memory, MiB: {resident_mib(server.pid)}.",
-            "",
-        ]
-        lines += [
-            "| clients | requests/s | TTFT p50, s | TTFT p95, s | total p50, s | longest gap p95, s |",
-            "| --- " * 6 + "|",
-        ]
-        asyncio.run(load(8, 16, 10_000))
-        for i, clients in enumerate(CLIENTS):
-            rate, samples = asyncio.run(load(clients, max(40, 3 * clients), 1000 * i))
-            ttft, total, gap = ([getattr(s, name) for s in samples] for name in ("ttft", "total", "longest_gap"))
-            columns = (rate, statistics.median(ttft), p95(ttft), statistics.median(total), p95(gap))
-            lines.append(f"| {clients} | " + " | ".join(f"{value:.3g}" for value in columns) + " |")
-        return [*lines, "", f"After the load: {resident_mib(server.pid)}.", ""]
-    finally:
-        server.terminate()
-        server.wait(60)
+def run(pieces: list[str], dtypes: list[str], scale: float) -> None:
+    """Measures and writes after every piece."""
+    make_checkpoints()
+    results = report.read()
+    for dtype in dtypes:
+        with ExitStack() as stack:
+            bench = Bench(dtype, scale, stack)
+            for piece in pieces:
+                load_before, start = os.getloadavg()[0], time.perf_counter()
+                sides: dict[str, list[Any]] = {}
+                for side, figures in PIECES[piece](bench):
+                    sides.setdefault(side, []).append(figures)
+                    print(f"{dtype} {piece} {side}: {json.dumps(figures)}", flush=True)
+                results[f"{dtype} {piece}"] = {
+                    "made": f"{date.today()}, {machine()}, load before {load_before:.1f}",
+                    "took": time.perf_counter() - start,
+                    "scale": scale,
+                    "sides": sides,
+                }
+                report.write(results)
+
+
+def machine() -> str:
+    """The processor and how many cores there are of it."""
+    with open("/proc/cpuinfo") as info:
+        names = [line.partition(":")[2].strip() for line in info if line.startswith("model name")]
+    return f"{next(iter(names), platform.machine())}, {os.cpu_count()} cores"
 
 
 def main() -> None:
-    """Runs everything and writes the results."""
-    init_small()
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, load before the run {os.getloadavg()[0]:.1f}"
-    head = [
-        f"# Serving the small shapes: {SECONDS} s clips, {TOKENS} tokens each",
-        "",
-        f"Made by `make bench` on {machine}.",
-        "",
-    ]
-    report = "\n".join([*head, *measure("float32"), *measure("bfloat16")])
-    print(report)
-    (ROOT / "benchmarks" / "RESULTS.md").write_text(report)
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--only", nargs="+", choices=PIECES, default=list(PIECES), metavar="PIECE", help=", ".join(PIECES)
+    )
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the requests to send; under 1 for a trial")
+    arguments = parser.parse_args()
+    run(arguments.only, arguments.dtype, arguments.scale)
 
 
 if __name__ == "__main__":

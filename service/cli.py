@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubComm
 from models.config import CheckpointError, PaddingPolicy, PromptFormat
 from models.training import InputError
 from service import logs
+from service.bench import Bench
 from service.errors import ApiError, OptionError
 from service.keys import key_line, new_key
 from service.progress import console, resumed_progress
@@ -250,6 +251,7 @@ class Blsp(BaseSettings):
     align: CliSubCommand[Align] = Field(description="train an adapter")
     evaluate: CliSubCommand[Evaluate] = Field(description="compare replies to text and to speech")
     instruct: CliSubCommand[Instruct] = Field(description="instruction-tune an LLM")
+    bench: CliSubCommand[Bench] = Field(description="put load on a running server and measure it")
     init: CliSubCommand[Init] = Field(description="make a checkpoint with random weights")
 
     def cli_cmd(self) -> None:

@@ -1,0 +1,217 @@
+"""From the figures in results.json to RESULTS.md and the plot."""
+
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+FIGURES = HERE / "results.json"
+TABLE = HERE / "RESULTS.md"
+PLOT = HERE / "results.png"
+
+DTYPES = ("float32", "bfloat16")
+CLIENTS = {"peer-1x5": 1, "peer-8x5": 8, "peer-32x5": 32}
+LOADS = {
+    "peer-1x5": "1 client, 5 s clips",
+    "peer-8x5": "8 clients, 5 s",
+    "peer-32x5": "32 clients, 5 s",
+    "peer-8x25": "8 clients, 25 s",
+}
+
+Results = dict[str, Any]
+
+
+def read() -> Results:
+    """What was measured before."""
+    results: Results = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    return results
+
+
+def write(results: Results) -> None:
+    """Keeps the figures and writes the report of them."""
+    FIGURES.write_text(json.dumps(results, indent=1))
+    TABLE.write_text(
+        "\n".join([*_head(results), *_peer(results), *_targets(results), *_encoder(results), *_made(results)]) + "\n"
+    )
+    _plot(results)
+
+
+def figure(results: Results, dtype: str, piece: str, side: str, *path: str) -> float | None:
+    """The mean over the rounds of one figure; None where it was not measured."""
+    rounds = results.get(f"{dtype} {piece}", {}).get("sides", {}).get(side, [])
+    values = []
+    for value in rounds:
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            values.append(value)
+    return statistics.mean(values) if values else None
+
+
+def _head(results: Results) -> list[str]:
+    trial = any(entry["scale"] != 1 for entry in results.values())
+    return [
+        "# Speed",
+        "",
+        *(["**A trial with few requests.**", ""] if trial else []),
+        "Made by `make bench`. Whisper encoder 384 wide, 4 layers; Llama 512 wide, 8 layers; random weights; 32 tokens",
+        "out, streamed; every recording different unless said otherwise. All processes, the load client too, share the",
+        "machine named below. Sides run in turns, A B A B; figures are means of the rounds. Peer: vLLM's own server with",
+        "its native Ultravox model of the same shapes.",
+        "",
+        "![Requests per second and longest gaps over clients](results.png)",
+        "",
+    ]
+
+
+def _peer(results: Results) -> Iterator[str]:
+    for dtype in DTYPES:
+        yield f"## {dtype}: peer / this service at `/v1/speech` / this service at `/v1/chat/completions`"
+        yield ""
+        yield "Longest gap: of each request, between two tokens. CPU time: of all the server's processes."
+        yield ""
+        yield "| load | requests/s | TTFT p50, s | TTFT p95, s | longest gap p95, s | CPU s per request | errors |"
+        yield "| --- " * 7 + "|"
+        for piece, load in LOADS.items():
+            sides = ("peer", "ours", "ours, chat")
+            columns = [
+                [figure(results, dtype, piece, side, *path) for side in sides]
+                for path in (
+                    ("requests_per_second",),
+                    ("ttft", "p50"),
+                    ("ttft", "p95"),
+                    ("longest_gap", "p95"),
+                )
+            ]
+            columns += [[_cpu(results, dtype, piece, side) for side in sides]]
+            columns += [[figure(results, dtype, piece, side, "errors") for side in sides]]
+            yield f"| {load} | " + " | ".join(" / ".join(map(_short, column)) for column in columns) + " |"
+        yield ""
+
+
+def _cpu(results: Results, dtype: str, piece: str, side: str) -> float | None:
+    rounds = results.get(f"{dtype} {piece}", {}).get("sides", {}).get(side, [])
+    sums = [sum(s for name, s in r["cpu_seconds_per_request"].items() if name != "load client") for r in rounds]
+    return statistics.mean(sums) if sums else None
+
+
+# What is compared: piece, measure, the two sides, path of the figure, and the bound of ours / other.
+TARGETS = [
+    ("peer-8x25", "longest gap p95, 8 clients 25 s, of the peer's", "ours", "peer", ("longest_gap", "p95"), "≤", 0.15),
+    ("peer-8x25", "TTFT p50, 8 clients 25 s, of the peer's", "ours", "peer", ("ttft", "p50"), "≤", 0.8),
+    ("peer-32x5", "requests/s, 32 clients 5 s, of the peer's", "ours", "peer", ("requests_per_second",), "≥", 1.2),
+    ("peer-1x5", "TTFT p50, 1 client 5 s, of the peer's", "ours", "peer", ("ttft", "p50"), "≤", 1.0),
+    (
+        "cached-32x5",
+        "requests/s, recordings heard before, of the engine alone",
+        "ours",
+        "engine only",
+        ("requests_per_second",),
+        "≥",
+        0.9,
+    ),
+    (
+        "plain-32x5",
+        "requests/s, 32 clients 5 s, of the plain loop's",
+        "ours",
+        "plain loop",
+        ("requests_per_second",),
+        "≥",
+        10.0,
+    ),
+]
+WITHIN = [
+    (
+        "second-question",
+        "TTFT p50 of a second question on 25 s, of the first's",
+        ("second", "ttft"),
+        ("first", "ttft"),
+        0.25,
+    ),
+    (
+        "upload-300",
+        "last byte to first token, 5 minutes at speaking pace, of 30 s",
+        ("long", "ttft_after_upload"),
+        ("short", "ttft_after_upload"),
+        1.2,
+    ),
+]
+
+
+def _targets(results: Results) -> Iterator[str]:
+    yield "## Against the targets"
+    yield ""
+    yield "| measure | dtype | this service | other | ratio | target | reached |"
+    yield "| --- " * 7 + "|"
+    for dtype in DTYPES:
+        for piece, name, side, other, path, sign, bound in TARGETS:
+            pair = figure(results, dtype, piece, side, *path), figure(results, dtype, piece, other, *path)
+            yield from _verdict(name, dtype, pair, sign, bound)
+        for piece, name, path, other_path, bound in WITHIN:
+            pair = (
+                figure(results, dtype, piece, "ours", *path, "p50"),
+                figure(results, dtype, piece, "ours", *other_path, "p50"),
+            )
+            yield from _verdict(name, dtype, pair, "≤", bound)
+    yield ""
+
+
+def _verdict(name: str, dtype: str, pair: tuple[float | None, float | None], sign: str, bound: float) -> Iterator[str]:
+    ours, other = pair
+    if ours is None or other is None:
+        return
+    ratio = ours / other
+    reached = ratio <= bound if sign == "≤" else ratio >= bound
+    yield f"| {name} | {dtype} | {_short(ours)} | {_short(other)} | {ratio:.2f} | {sign} {bound:g} | {'yes' if reached else '**no**'} |"
+
+
+def _encoder(results: Results) -> Iterator[str]:
+    yield "## Encoder and adapter on one core, against their operations over its matrix rate"
+    yield ""
+    yield "| dtype | matrix rate, GFLOP/s | clip | batch | ms per clip | limit, ms | share of the limit | features, ms |"
+    yield "| --- " * 8 + "|"
+    for dtype in DTYPES:
+        for entry in results.get(f"{dtype} encoder", {}).get("sides", {}).get("ours", []):
+            for row in entry["rows"]:
+                took, limit, features = (1000 * row[name] for name in ("took", "limit", "features"))
+                yield (
+                    f"| {dtype} | {entry['matrix_rate'] / 1e9:.0f} | {row['seconds']} s | {row['batch']} | {took:.1f} | {limit:.1f} | "
+                    f"{limit / took:.2f} | {features:.1f} |"
+                )
+    yield ""
+
+
+def _made(results: Results) -> Iterator[str]:
+    yield "## Made"
+    yield ""
+    for piece, entry in results.items():
+        yield f"- {piece}: {entry['made']}, took {entry['took']:.0f} s"
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _plot(results: Results) -> None:
+    mpl.use("agg")
+    panes = {
+        "requests/s": ("requests_per_second",),
+        "p95 of each request's longest token gap, s": ("longest_gap", "p95"),
+    }
+    drawing, axes = plt.subplots(1, len(panes), figsize=(11, 4), layout="constrained")
+    for axis, (title, path) in zip(axes, panes.items(), strict=True):
+        for dtype, style in zip(DTYPES, ("--", "-"), strict=True):
+            for side, colour in (("peer", "tab:gray"), ("ours", "tab:blue"), ("ours, chat", "tab:cyan")):
+                points = {n: figure(results, dtype, piece, side, *path) for piece, n in CLIENTS.items()}
+                known = {n: value for n, value in points.items() if value is not None}
+                axis.plot(list(known), list(known.values()), style, color=colour, marker="o", label=f"{side}, {dtype}")
+        axis.set(title=title, xlabel="clients, 5 s clips", xscale="log", ylim=(0, None))
+        axis.set_xticks(list(CLIENTS.values()), [str(n) for n in CLIENTS.values()])
+    axes[0].legend()
+    drawing.savefig(PLOT, dpi=110)
+    plt.close(drawing)
