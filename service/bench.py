@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 from pydantic import Field
-from pydantic_settings import BaseSettings, CliPositionalArg
+from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 from rich.table import Table
 
 from service.load import Api, Load, LoadError, Question, Sample, clips, first_model, summarize
@@ -26,6 +26,8 @@ ROWS = {
 
 class Bench(BaseSettings):
     """Put load on a running server, this one or another that speaks OpenAI's chat completions, and measure it."""
+
+    model_config = SettingsConfigDict(env_prefix="BLSP_BENCH_", extra="forbid", protected_namespaces=())
 
     url: CliPositionalArg[str] = Field(description="the server, e.g. http://127.0.0.1:8000")
     api: Api = Field("speech", description="endpoint: speech (/v1/speech) or chat (/v1/chat/completions)")

@@ -19,11 +19,10 @@ from typing import Any, Literal
 import aiohttp
 import numpy as np
 
-from models.features import SAMPLE_RATE
-
 Api = Literal["speech", "chat"]
 Clock = Callable[[], float]
 
+SAMPLE_RATE = 16_000  # samples per second of the recordings that are sent
 PIECE = 1 << 16  # bytes of a body that are handed to the socket at once
 WAV_HEAD = 44  # bytes before the samples
 REPEATED = 8  # clips, where they repeat

@@ -20,6 +20,7 @@ ONLY = {
         "service/middleware.py",
     },
     "uvicorn": {"service/cli.py"},
+    "aiohttp": {"service/load.py", "service/bench.py"},
     "av": {"service/audio.py"},
     "prometheus_client": {"service/metrics.py"},
     "opentelemetry": {"service/tracing.py"},

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -18,19 +19,7 @@ def blsp(*arguments: str | Path, **environment: str) -> subprocess.CompletedProc
 
 @pytest.mark.parametrize(
     "command",
-    [
-        [],
-        ["serve"],
-        ["key"],
-        ["ask"],
-        ["batch"],
-        ["import"],
-        ["init"],
-        ["continue"],
-        ["align"],
-        ["evaluate"],
-        ["instruct"],
-    ],
+    [[], *([name] for name in "serve key ask batch import init continue align evaluate instruct bench".split())],
 )
 def test_every_command_explains_itself(command: list[str]) -> None:
     done = blsp(*command, "--help")
@@ -109,3 +98,33 @@ def test_ask_answers_on_the_terminal_as_the_server_does(server: Server, tmp_path
             "/v1/speech", files={"file": wav(voice(2.0))}, data={"instruction": "Hi", "max_tokens": "8"}
         )
     assert done.stdout == reply.json()["text"] + "\n"
+
+
+@pytest.mark.parametrize("options", [["--clients", "2"], ["--api", "chat", "--rate", "50"], ["--realtime", "--repeat"]])
+def test_bench_measures_every_request_and_writes_it_down(server: Server, tmp_path: Path, options: list[str]) -> None:
+    out = tmp_path / "out.json"
+    done = blsp("bench", server.url, "--requests", "4", "--seconds", "0.5", "--tokens", "3", "--json", out, *options)
+    assert done.returncode == 0, done.stderr
+    assert "first byte sent to first token" in done.stderr
+    measured = json.loads(out.read_text())
+    assert measured["summary"]["requests"] == 4
+    assert measured["summary"]["errors"] == 0
+    assert measured["options"]["seconds"] == 0.5
+    for sample in measured["requests"]:
+        times = [sample["first_sent"], sample["last_sent"], *sample["tokens"], sample["end"]]
+        assert times == sorted(times)
+        assert (sample["last_sent"] - sample["first_sent"] >= 0.5) == ("--realtime" in options)
+
+
+def test_bench_shows_what_failed(server: Server) -> None:
+    done = blsp("bench", server.url, "--model", "other", "--requests", "2", "--seconds", "0.5")
+    assert done.returncode == 1
+    assert "2 of 2 failed" in done.stderr
+    assert "'other' does not exist" in done.stderr
+
+
+def test_bench_says_where_there_is_no_server() -> None:
+    done = blsp("bench", "http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert "blsp: error: http://127.0.0.1:9 is no server" in done.stderr
+    assert "Traceback" not in done.stderr
