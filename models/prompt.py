@@ -59,6 +59,11 @@ class Prompt:
         """How many positions are speech."""
         return len(self.is_token) - sum(self.is_token)
 
+    def through_speech(self) -> "Prompt":
+        """Its beginning, through the last piece of speech; empty where there is none."""
+        end = max((i + 1 for i, is_token in enumerate(self.is_token) if not is_token), default=0)
+        return Prompt(self.token_ids[:end], self.is_token[:end], self.rows[:end])
+
 
 Segment = list[int] | Speech
 

@@ -126,6 +126,12 @@ class BlspLLM(AsyncLLM):
         self.queued_prompt_tokens += tokens
         metrics.QUEUED_PROMPT_TOKENS.set(self.queued_prompt_tokens)
 
+    async def prefill(self, engine_input: EngineInput, request_id: str) -> None:
+        """Computes a prompt, for the prefix cache; books nothing."""
+        parameters = SamplingParams(max_tokens=1, output_kind=RequestOutputKind.FINAL_ONLY)
+        async for _ in super().generate(engine_input, parameters, request_id):
+            pass
+
 
 class Engine:
     """One LLM in vLLM."""
@@ -209,6 +215,13 @@ class Engine:
                     yield _delta(output)
         except (VLLMClientError, ValueError, EngineDeadError) as error:
             raise as_api_error(error) from error
+
+    async def prefill(self, prompt: Prompt, request_id: str) -> None:
+        """Computes a prompt ahead: of one that begins with it, vLLM's prefix cache then has all full blocks.
+
+        Raises ContextTooLong, and what vLLM raises.
+        """
+        await self.llm.prefill(self.input(prompt), request_id)
 
     async def warm_up_logprobs(self) -> None:
         """Generates one token with its log-probabilities: the first such request compiles kernels for many seconds."""

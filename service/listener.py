@@ -1,7 +1,7 @@
 """From a recording's bytes to its speech embeddings, while the bytes are still arriving."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -24,6 +24,9 @@ from service.upload import GrowingBuffer
 
 # Where to end a window: given the samples (n,) that are there, all of a full window, how many of them it takes.
 Cut = Callable[[npt.NDArray[np.float32]], int]
+
+# What to do with the rows (n, llm_dim) of the windows that a recording has begun with, while it goes on.
+Ahead = Callable[[Tensor], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -86,18 +89,22 @@ class Listener:
         """Audio that is decoded and waits for the encoder."""
         return self._batcher.queued_seconds
 
-    async def hear(self, source: BinaryIO | GrowingBuffer, cut: Cut = len) -> Recording:
+    async def hear(self, source: BinaryIO | GrowingBuffer, cut: Cut = len, ahead: Ahead | None = None) -> Recording:
         """Listens to a recording of any format and length up to the limit; `cut` ends a window before it is full.
 
-        No recording has more windows waiting for the encoder than a batch holds. Raises the errors of `Decoders.decode`, DeadlineExceeded,
-        and what the source itself raises. When it fails or is cancelled, so does a GrowingBuffer: whoever feeds it or waits for it hears of
-        the error.
+        `ahead` is called after every window but the last, one call at a time; it is cancelled when all is heard, and its errors are
+        nobody's. No recording has more windows waiting for the encoder than a batch holds. Raises the errors of `Decoders.decode`,
+        DeadlineExceeded, and what the source itself raises. When it fails or is cancelled, so does a GrowingBuffer: whoever feeds it or
+        waits for it hears of the error.
         """
         windows = self._windows(source, cut)
         encoding: list[asyncio.Task[Tensor]] = []
         lengths: list[int] = []
+        preparing: asyncio.Task[None] | None = None
         try:
             while (window := await self._in_thread(windows)) is not None:
+                if ahead and encoding:
+                    preparing = asyncio.create_task(_prepare(preparing, list(encoding), ahead))
                 lengths.append(window.n_samples)
                 if len(encoding) >= self._max_ahead:
                     await self._in_time([encoding[-self._max_ahead]])
@@ -111,6 +118,10 @@ class Listener:
                     error if isinstance(error, Exception) else ConnectionAbortedError("nobody listens any more")
                 )
             raise
+        finally:
+            if preparing:
+                preparing.cancel()
+                await asyncio.gather(preparing, return_exceptions=True)
         recording = Recording(rows, lengths)
         metrics.AUDIO_SECONDS.inc(recording.seconds)
         timeline.get().audio_seconds += recording.seconds
@@ -163,6 +174,12 @@ class Listener:
         await self._batcher.close()
         await asyncio.to_thread(self._decoders.close)
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+async def _prepare(before: asyncio.Task[None] | None, encoding: list[asyncio.Task[Tensor]], ahead: Ahead) -> None:
+    if before:
+        await before
+    await ahead(torch.cat(await asyncio.gather(*encoding)))
 
 
 def _fill(chunks: Iterator[np.ndarray], pending: list[np.ndarray], cut: Cut) -> np.ndarray:

@@ -10,6 +10,7 @@ import torch
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.requests import ClientDisconnect
+from torch import Tensor
 
 from service import metrics
 from service.body import Fields, read_body
@@ -24,7 +25,7 @@ from service.engine import VLLM_VERSION
 from service.errors import ApiError, ModelNotFound, Unavailable
 from service.events import EventStream, sse_line
 from service.fields import parse_fields
-from service.listener import Cut, Recording
+from service.listener import Ahead, Cut, Recording
 from service.loading import Service
 from service.openapi import (
     CHAT,
@@ -61,9 +62,15 @@ Ready = Annotated[Service, Depends(_service)]
 async def speech(request: Request, service: Ready) -> Response:
     """Does what the instruction says with the speech in the recording.
 
-    The audio is the part `file` of a form, or the whole body; the body is decoded and encoded while it arrives.
+    The audio is the part `file` of a form, or the whole body; the body is decoded and encoded while it arrives. Where it is the whole
+    body, the LLM reads the windows of a long recording while it arrives, too.
     """
-    fields, recording = await _receive(request, service)
+
+    async def ahead(rows: Tensor) -> None:
+        await service.speech.prepare(parse_fields(SpeechRequest, _with_query({}, request)), rows)
+
+    is_form = request.headers.get("content-type", "").startswith("multipart/")  # its fields may come after the audio
+    fields, recording = await _receive(request, service, ahead=None if is_form else ahead)
     options = parse_fields(SpeechRequest, fields)
     events = service.speech.answer(options, recording)
     if options.stream:
@@ -190,10 +197,12 @@ async def version(request: Request) -> dict[str, str]:
     return versions(request.app.version)
 
 
-async def _receive(request: Request, service: Service, cut: Cut = len) -> tuple[Fields, Recording]:
+async def _receive(
+    request: Request, service: Service, cut: Cut = len, ahead: Ahead | None = None
+) -> tuple[Fields, Recording]:
     """Reads the body and listens to the audio in it at the same time."""
     file = GrowingBuffer(request.app.state.settings.max_upload_bytes)
-    hearing = asyncio.create_task(service.listener.hear(file, cut))
+    hearing = asyncio.create_task(service.listener.hear(file, cut, ahead))
     try:
         fields = await read_body(request.stream(), request.headers.get("content-type", ""), file)
         recording = await _unless_gone(request, hearing)
@@ -202,9 +211,13 @@ async def _receive(request: Request, service: Service, cut: Cut = len) -> tuple[
         hearing.cancel()
         await asyncio.gather(hearing, return_exceptions=True)
         raise
+    return _with_query(fields, request), recording
+
+
+def _with_query(fields: Fields, request: Request) -> Fields:
     for name, value in request.query_params.multi_items():
         fields.setdefault(name, []).append(value)
-    return fields, recording
+    return fields
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from torch import Tensor
 
-from models.prompt import Message, PromptBuilder, Speech
+from models.prompt import Message, Prompt, PromptBuilder, Speech
 from service import timeline
 from service.conversation import hear_messages, parse_messages
 from service.engine import Delta, Engine, Sampling
@@ -112,14 +113,25 @@ class SpeechService:
             raise ModelNotFound(
                 f"The model {request.model!r} does not exist; this server has {self._model_name!r}.", param="model"
             )
-        history, _ = await hear_messages(parse_messages(request.history, "history"), self._listener)
-        question = Message("user", [request.instruction, Speech(recording.rows)])
-        try:
-            prompt = self._prompts.build([*history, question])
-        except ValueError as error:
-            raise InvalidRequest(str(error), param="history") from error
+        prompt = await self._prompt(request, recording.rows)
         reply = Reply(self._model_name, recording, prompt.speech_tokens, request.return_token_ids)
         async with aclosing(self._engine.stream(prompt, request.sampling(), reply.id)) as deltas:
             async for delta in deltas:
                 yield reply.add(delta)
         yield reply.body()
+
+    async def prepare(self, request: SpeechRequest, rows: Tensor) -> None:
+        """Computes the prompt of a recording that has begun with `rows` (n, llm_dim), so that its end has less to wait for.
+
+        Raises what `answer` would raise.
+        """
+        prompt = await self._prompt(request, rows)
+        await self._engine.prefill(prompt.through_speech(), f"prefill-{uuid.uuid4().hex}")
+
+    async def _prompt(self, request: SpeechRequest, rows: Tensor) -> Prompt:
+        history, _ = await hear_messages(parse_messages(request.history, "history"), self._listener)
+        question = Message("user", [request.instruction, Speech(rows)])
+        try:
+            return self._prompts.build([*history, question])
+        except ValueError as error:
+            raise InvalidRequest(str(error), param="history") from error

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any
@@ -32,10 +33,10 @@ def reference(server: Server) -> Reference:
 
 
 @torch.no_grad()
-def expected_ids(reference: Reference, seconds: float, instruction: str, tokens: int) -> list[int]:
+def expected_ids(reference: Reference, seconds: float, instruction: str, tokens: int, seed: int = 0) -> list[int]:
     """Greedy ids without vLLM: the prompt's embeddings through transformers' generate."""
     llm, embedder, prompts = reference
-    samples = torch.from_numpy((voice(seconds).clip(-1, 1) * 32767).astype("<i2") / 32768).float()
+    samples = torch.from_numpy((voice(seconds, seed).clip(-1, 1) * 32767).astype("<i2") / 32768).float()
     rows = torch.cat(embedder.embed(split_windows(samples)))
     prompt = prompts.build([Message("user", [instruction, Speech(rows)])])
     embeddings = llm.get_input_embeddings()(torch.tensor(prompt.token_ids))
@@ -159,3 +160,22 @@ def test_stop_seed_and_temperature_do_their_work(server: Server) -> None:
 def test_audio_of_a_few_samples_is_heard(server: Server) -> None:
     reply = ask(server, wav(voice(1 / RATE)), max_tokens=1).json()
     assert reply["audio"]["speech_tokens"] == 1
+
+
+def test_windows_that_are_full_are_prefilled_while_the_upload_goes_on(server: Server, reference: Reference) -> None:
+    audio = wav(voice(65.0, seed=77))
+    computed = server.metric("vllm:prompt_tokens_total")
+
+    def body() -> Iterator[bytes]:
+        yield audio[: len(audio) - 2 * RATE]
+        server.wait_for(
+            lambda: server.metric("vllm:prompt_tokens_total") > computed
+        )  # the first window, before the last
+        yield audio[len(audio) - 2 * RATE :]
+
+    with server.client() as client:
+        reply = client.post("/v1/speech", params={"max_tokens": 4, "return_token_ids": "true"}, content=body()).json()
+    assert reply["audio"]["windows"] == 3
+    assert reply["usage"]["prompt_tokens_details"]["cached_tokens"] >= 128
+    ids = expected_ids(reference, 65.0, "", 4, seed=77)
+    assert reply["token_ids"][: len(ids)] == ids

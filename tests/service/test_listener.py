@@ -1,0 +1,99 @@
+import asyncio
+import io
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.embedder import Embedder
+from models.features import N_SAMPLES, SAMPLE_RATE
+from service.listener import Ahead, Listener, Recording
+from tests.sounds import voice, wav
+
+
+class Ears:
+    """Stands in for the embedder: a window becomes one row that holds its length; waits at a gate before one of `held` samples."""
+
+    def __init__(self, held: int = 0) -> None:
+        self.held = held
+        self.gate = threading.Event()
+
+    def features(self, window: Tensor) -> Tensor:
+        return window[None]
+
+    def embed_features(self, features: Sequence[Tensor], n_samples: Sequence[int]) -> list[Tensor]:
+        if self.held in n_samples:
+            assert self.gate.wait(20)
+        return [torch.tensor([[float(n)]]) for n in n_samples]
+
+
+@asynccontextmanager
+async def listener(ears: Ears) -> AsyncIterator[Listener]:
+    listener = Listener(
+        cast(Embedder, cast(Any, ears)), max_windows=1, max_seconds=600, max_uploads=2, cache_bytes=1 << 20
+    )
+    try:
+        yield listener
+    finally:
+        ears.gate.set()
+        await listener.close()
+
+
+async def hear(listener: Listener, seconds: float, ahead: Ahead) -> Recording:
+    return await listener.hear(io.BytesIO(wav(voice(seconds))), ahead=ahead)
+
+
+async def test_what_was_heard_so_far_is_handed_on_window_by_window_but_not_the_last() -> None:
+    handed: list[list[float]] = []
+    ears = Ears(held=SAMPLE_RATE)
+
+    async def ahead(rows: Tensor) -> None:
+        handed.append(rows.flatten().tolist())
+        if len(handed) == 2:
+            ears.gate.set()
+
+    async with listener(ears) as ear:
+        recording = await hear(ear, 61, ahead)
+    assert handed == [[N_SAMPLES], [N_SAMPLES, N_SAMPLES]]
+    assert recording.rows.flatten().tolist() == [N_SAMPLES, N_SAMPLES, SAMPLE_RATE]
+
+
+@pytest.mark.parametrize("seconds", [1, 30])
+async def test_a_recording_of_one_window_is_not_handed_on(seconds: float) -> None:
+    async def ahead(rows: Tensor) -> None:
+        raise AssertionError("there is nothing ahead of the last window")
+
+    async with listener(Ears()) as ear:
+        assert len((await hear(ear, seconds, ahead)).windows) == 1
+
+
+async def test_an_error_of_the_work_ahead_is_nobodys() -> None:
+    ears = Ears(held=SAMPLE_RATE)
+
+    async def ahead(rows: Tensor) -> None:
+        ears.gate.set()
+        raise RuntimeError("no room")
+
+    async with listener(ears) as ear:
+        assert len((await hear(ear, 31, ahead)).windows) == 2
+
+
+async def test_work_ahead_that_is_not_done_when_all_is_heard_is_cancelled() -> None:
+    ears = Ears(held=SAMPLE_RATE)
+    ended = False
+
+    async def ahead(rows: Tensor) -> None:
+        nonlocal ended
+        ears.gate.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended = True
+
+    async with listener(ears) as ear:
+        await hear(ear, 31, ahead)
+        assert ended
