@@ -149,6 +149,10 @@ class Engine:
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the engine's processes
         if not torch.cuda.is_available():
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+            # The model runs in the engine's process. In one of its own, the engine would wait for it spinning, and take a core from the
+            # encoder.
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))  # of the engine
         parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser(prog="blsp serve MODEL"))
         parser.set_defaults(
             model=str(model),

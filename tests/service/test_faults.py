@@ -14,14 +14,14 @@ from tests.serving import serve
 from tests.sounds import voice, wav
 
 
-def engine_worker(server: int) -> int:
-    """The process id of the vLLM worker below a server's process."""
+def engine_core(server: int) -> int:
+    """The process id of the vLLM engine below a server's process."""
     table = subprocess.run(["ps", "-eo", "pid=,ppid=,comm="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in table.splitlines()]
     family = {str(server)}
     for _ in rows:  # a child may stand before its parent
         family |= {pid for pid, parent, _ in rows if parent in family}
-    return next(int(pid) for pid, _, name in rows if pid in family and name.startswith("VLLM::Worker"))
+    return next(int(pid) for pid, _, name in rows if pid in family and name.startswith("VLLM::EngineCor"))
 
 
 LONG = {"stream": True, "ignore_eos": True}
@@ -39,7 +39,7 @@ def test_a_dead_engine_ends_the_running_streams_and_the_process(official: Path, 
             streams = [stack.enter_context(client.stream("POST", path, **STREAMS[path])) for path in STREAMS]
             replies = [response.iter_lines() for response in streams]
             assert all(next(lines).startswith(("data: {", "event: response.created")) for lines in replies)
-            os.kill(engine_worker(server.process.pid), signal.SIGKILL)
+            os.kill(engine_core(server.process.pid), signal.SIGKILL)
             events = [[line for line in lines if line and line != "data: [DONE]"] for lines in replies]
         assert all('"code": "unavailable"' in lines[-1] for lines in events), [lines[-1] for lines in events]
         assert events[-1][-2] == "event: error"
