@@ -36,7 +36,10 @@ def write(results: Results) -> None:
     """Keeps the figures and writes the report of them."""
     FIGURES.write_text(json.dumps(results, indent=1))
     TABLE.write_text(
-        "\n".join([*_head(results), *_peer(results), *_targets(results), *_encoder(results), *_made(results)]) + "\n"
+        "\n".join(
+            [*_head(results), *_peer(results), *_targets(results), *_encoder(results), *_held(results), *_made(results)]
+        )
+        + "\n"
     )
     _plot(results)
 
@@ -62,7 +65,7 @@ def _head(results: Results) -> list[str]:
         "Made by `make bench`. Whisper encoder 384 wide, 4 layers; Llama 512 wide, 8 layers; random weights; 32 tokens",
         "out, streamed; every recording different unless said otherwise. All processes, the load client too, share the",
         "machine named below. Sides run in turns, A B A B; figures are means of the rounds. Peer: vLLM's own server with",
-        "its native Ultravox model of the same shapes.",
+        "its native Ultravox model of the same shapes. Clients are closed loops, and begin one after the other.",
         "",
         "![Requests per second and longest gaps over clients](results.png)",
         "",
@@ -183,6 +186,20 @@ def _encoder(results: Results) -> Iterator[str]:
                     f"| {dtype} | {entry['matrix_rate'] / 1e9:.0f} | {row['seconds']} s | {row['batch']} | {took:.1f} | {limit:.1f} | "
                     f"{limit / took:.2f} | {features:.1f} |"
                 )
+    yield ""
+
+
+def _held(results: Results) -> Iterator[str]:
+    yield "## Start and memory"
+    yield ""
+    for dtype in DTYPES:
+        starts, after = (
+            results.get(f"{dtype} {piece}", {}).get("sides", {}).get("ours", []) for piece in ("start", "memory")
+        )
+        for start in starts:
+            yield f"- {dtype}: ready after {start['ready_after']:.0f} s; resident MiB then: {start['resident_mib']}"
+        for held in after:
+            yield f"- {dtype}: resident MiB after all pieces: {held}"
     yield ""
 
 

@@ -63,6 +63,10 @@ class Bench:
         """The encoder's own benchmark."""
         return self._stack.enter_context(processes.worker("benchmarks.encoder", self.dtype))
 
+    def start(self) -> dict[str, Any]:
+        """How long the service took until it was ready, and what it holds."""
+        return {"ready_after": self.ours.ready_after, "resident_mib": self.ours.resident_mib()}
+
     def _warm(self, server: Server, *questions: Question) -> Server:
         for question in questions:
             for seconds in (5, 25):
@@ -73,12 +77,22 @@ class Bench:
         """How many to send, for a full number; a trial run sends fewer."""
         return max(2, round(number * self._scale))
 
-    def load(self, server: Server, api: str, clients: int, seconds: int, number: int, *, unique: bool = True) -> Any:
+    def load(
+        self,
+        server: Server,
+        api: str,
+        clients: int,
+        seconds: int,
+        number: int,
+        *,
+        unique: bool = True,
+        ramp: float = 0.0,
+    ) -> Any:
         """One closed loop; its summary, with the server's CPU seconds for each request by process."""
         before, own = server.cpu_seconds(), time.process_time()
         recordings = clips(self.requests(number), seconds, unique=unique, seed=next(self._seeds) if unique else 0)
         question = Question("chat" if api == "chat" else "speech")
-        samples = asyncio.run(Load(server.url, question).closed(recordings, clients))
+        samples = asyncio.run(Load(server.url, question).closed(recordings, clients, ramp))
         summary = summarize(samples)
         used = {name: after - before.get(name, 0.0) for name, after in server.cpu_seconds().items()}
         summary["cpu_seconds_per_request"] = {name: seconds / len(samples) for name, seconds in used.items()}
@@ -126,14 +140,14 @@ class Bench:
         return await long, await short
 
 
-def beside_peer(clients: int, seconds: int, number: int) -> Callable[[Bench], Iterator[tuple[str, Any]]]:
-    """The peer, and this service at both endpoints, in turns."""
+def beside_peer(clients: int, seconds: int, number: int, ramp: float) -> Callable[[Bench], Iterator[tuple[str, Any]]]:
+    """The peer, and this service at both endpoints, in turns; clients begin over `ramp` seconds."""
 
     def measure(bench: Bench) -> Iterator[tuple[str, Any]]:
         for _ in range(ROUNDS):
-            yield "peer", bench.load(bench.peer, "chat", clients, seconds, number)
-            yield "ours", bench.load(bench.ours, "speech", clients, seconds, number)
-            yield "ours, chat", bench.load(bench.ours, "chat", clients, seconds, number)
+            yield "peer", bench.load(bench.peer, "chat", clients, seconds, number, ramp=ramp)
+            yield "ours", bench.load(bench.ours, "speech", clients, seconds, number, ramp=ramp)
+            yield "ours, chat", bench.load(bench.ours, "chat", clients, seconds, number, ramp=ramp)
 
     return measure
 
@@ -164,14 +178,16 @@ def one(side: str, measure: Callable[[Bench], Any]) -> Callable[[Bench], Iterato
 
 
 PIECES: dict[str, Callable[[Bench], Iterator[tuple[str, Any]]]] = {
-    "peer-1x5": beside_peer(1, 5, 12),
-    "peer-8x5": beside_peer(8, 5, 80),
-    "peer-32x5": beside_peer(32, 5, 192),
-    "peer-8x25": beside_peer(8, 25, 48),
+    "start": one("ours", Bench.start),
+    "peer-1x5": beside_peer(1, 5, 12, 0.0),
+    "peer-8x5": beside_peer(8, 5, 80, 1.0),
+    "peer-32x5": beside_peer(32, 5, 192, 1.5),
+    "peer-8x25": beside_peer(8, 25, 48, 3.0),
     "cached-32x5": cached,
     "plain-32x5": plain,
     "second-question": one("ours", lambda bench: bench.second_question(12)),
     "upload-300": one("ours", Bench.uploads),
+    "memory": one("ours", lambda bench: bench.ours.resident_mib()),
     "encoder": one("ours", lambda bench: bench.encoder.ask()),
 }
 

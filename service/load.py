@@ -11,6 +11,7 @@ import random
 import statistics
 import time
 import wave
+from asyncio import sleep
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -83,18 +84,22 @@ class Load:
         self._heard = heard
         self._clock = clock
 
-    async def closed(self, clips: Iterable[bytes], clients: int) -> list[Sample]:
-        """As many requests at a time as there are `clients`, each sending the next one when it has its reply."""
+    async def closed(self, clips: Iterable[bytes], clients: int, ramp: float = 0.0) -> list[Sample]:
+        """As many requests at a time as there are `clients`, each sending the next one when it has its reply.
+
+        They begin one after the other, evenly over `ramp` seconds, so that they need not go in step.
+        """
         samples: list[Sample] = []
         waiting = iter(clips)
 
-        async def client() -> None:
+        async def client(number: int) -> None:
+            await sleep(ramp * number / clients)
             for clip in waiting:
                 samples.append(await self.ask(session, clip))
 
         async with self.session() as session, asyncio.TaskGroup() as group:
-            for _ in range(clients):
-                group.create_task(client())
+            for number in range(clients):
+                group.create_task(client(number))
         return samples
 
     async def open(self, clips: Iterable[bytes], rate: float, seed: int = 0) -> list[Sample]:
@@ -104,7 +109,7 @@ class Load:
             tasks = []
             due = self._clock()
             for clip in clips:
-                await asyncio.sleep(due - self._clock())
+                await sleep(due - self._clock())
                 tasks.append(group.create_task(self.ask(session, clip)))
                 due += chance.expovariate(rate)
         return [task.result() for task in tasks]
@@ -143,7 +148,7 @@ class Load:
         for start in range(0, len(body), size):
             if seconds:
                 due = sample.first_sent + seconds * min(start + size, len(body)) / len(body)
-                await asyncio.sleep(due - self._clock())
+                await sleep(due - self._clock())
             yield body[start : start + size]
             sample.last_sent = self._clock()
 

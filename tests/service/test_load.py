@@ -134,6 +134,19 @@ async def test_a_closed_loop_sends_each_clip_once_from_as_many_clients_as_asked(
     assert sayer.most == 3
 
 
+async def test_clients_begin_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    async with running(Sayer(SPEECH)) as url:
+        with monkeypatch.context() as patch:
+            patch.setattr("service.load.sleep", sleep)
+            await Load(url, Question()).closed([b"a"] * 3, 3, ramp=6.0)
+    assert waits == [0, 2, 4]
+
+
 async def test_an_open_loop_does_not_wait_for_replies() -> None:
     sayer = Sayer(SPEECH, together=3)
     async with running(sayer) as url:
@@ -152,8 +165,9 @@ async def test_a_spoken_upload_comes_in_pieces_each_when_it_has_been_said(monkey
     async with running(sayer) as url:
         load = Load(url, Question(upload_seconds=0.5), clock=lambda: 0.0)
         with monkeypatch.context() as patch:
-            patch.setattr("service.load.asyncio.sleep", sleep)
-            (sample,) = await load.closed([bytes(1000)], 1)
+            patch.setattr("service.load.sleep", sleep)
+            async with load.session() as session:
+                sample = await load.ask(session, bytes(1000))
     assert sample.error is None
     assert waits == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
     assert sayer.asked[0][3] == bytes(1000)
