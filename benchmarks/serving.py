@@ -156,9 +156,9 @@ def cached(bench: Bench) -> Iterator[tuple[str, Any]]:
     """Recordings that the service has heard before, beside the engine with their embeddings."""
     bench.hear_once(5)
     for _ in range(ROUNDS):
-        number = bench.requests(256)
+        number = bench.requests(192)
         yield "engine only", bench.engine.ask(clients=32, requests=number, seconds=5, different=REPEATED)
-        yield "ours", bench.load(bench.ours, "speech", 32, 5, 256, unique=False)
+        yield "ours", bench.load(bench.ours, "speech", 32, 5, 192, unique=False)
 
 
 def plain(bench: Bench) -> Iterator[tuple[str, Any]]:
@@ -181,8 +181,8 @@ PIECES: dict[str, Callable[[Bench], Iterator[tuple[str, Any]]]] = {
     "start": one("ours", Bench.start),
     "peer-1x5": beside_peer(1, 5, 12, 0.0),
     "peer-8x5": beside_peer(8, 5, 80, 1.0),
-    "peer-32x5": beside_peer(32, 5, 192, 1.5),
-    "peer-8x25": beside_peer(8, 25, 48, 3.0),
+    "peer-32x5": beside_peer(32, 5, 128, 1.5),
+    "peer-8x25": beside_peer(8, 25, 40, 3.0),
     "cached-32x5": cached,
     "plain-32x5": plain,
     "second-question": one("ours", lambda bench: bench.second_question(12)),
