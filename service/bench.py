@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 from rich.table import Table
 
 from service.load import Api, Load, LoadError, Question, Sample, clips, first_model, summarize
-from service.training_cli import console, progress_bar
+from service.progress import console, progress_bar
 
 ROWS = {
     "ttft": "first byte sent to first token",
