@@ -207,7 +207,8 @@ def _made(results: Results) -> Iterator[str]:
     yield "## Made"
     yield ""
     for piece, entry in results.items():
-        yield f"- {piece}: {entry['made']}, took {entry['took']:.0f} s"
+        ramp = "" if entry["ramp"] else ", all clients began at once"
+        yield f"- {piece}: {entry['made']}, took {entry['took']:.0f} s{ramp}"
 
 
 def _short(value: float | None) -> str:

@@ -32,9 +32,10 @@ SPEAKERS = 3  # of each length at the same time, whose recordings end well apart
 class Bench:
     """The processes of one dtype, started when a piece first needs them."""
 
-    def __init__(self, dtype: str, scale: float, stack: ExitStack) -> None:
+    def __init__(self, dtype: str, scale: float, ramp: float, stack: ExitStack) -> None:
         self.dtype = dtype
         self._scale = scale
+        self._ramp = ramp
         self._stack = stack
         self._seeds = count(round(time.time()))
 
@@ -92,7 +93,7 @@ class Bench:
         before, own = server.cpu_seconds(), time.process_time()
         recordings = clips(self.requests(number), seconds, unique=unique, seed=next(self._seeds) if unique else 0)
         question = Question("chat" if api == "chat" else "speech")
-        samples = asyncio.run(Load(server.url, question).closed(recordings, clients, ramp))
+        samples = asyncio.run(Load(server.url, question).closed(recordings, clients, self._ramp * ramp))
         summary = summarize(samples)
         used = {name: after - before.get(name, 0.0) for name, after in server.cpu_seconds().items()}
         summary["cpu_seconds_per_request"] = {name: seconds / len(samples) for name, seconds in used.items()}
@@ -192,13 +193,13 @@ PIECES: dict[str, Callable[[Bench], Iterator[tuple[str, Any]]]] = {
 }
 
 
-def run(pieces: list[str], dtypes: list[str], scale: float) -> None:
+def run(pieces: list[str], dtypes: list[str], scale: float, ramp: float) -> None:
     """Measures and writes after every piece."""
     make_checkpoints()
     results = report.read()
     for dtype in dtypes:
         with ExitStack() as stack:
-            bench = Bench(dtype, scale, stack)
+            bench = Bench(dtype, scale, ramp, stack)
             for piece in pieces:
                 load_before, start = os.getloadavg()[0], time.perf_counter()
                 sides: dict[str, list[Any]] = {}
@@ -209,6 +210,7 @@ def run(pieces: list[str], dtypes: list[str], scale: float) -> None:
                     "made": f"{date.today()}, {machine()}, load before {load_before:.1f}",
                     "took": time.perf_counter() - start,
                     "scale": scale,
+                    "ramp": ramp,
                     "sides": sides,
                 }
                 report.write(results)
@@ -229,8 +231,9 @@ def main() -> None:
     )
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--scale", type=float, default=1.0, help="share of the requests to send; under 1 for a trial")
+    parser.add_argument("--ramp", type=float, default=1.0, help="0: all clients begin at once; 1: one after the other")
     arguments = parser.parse_args()
-    run(arguments.only, arguments.dtype, arguments.scale)
+    run(arguments.only, arguments.dtype, arguments.scale, arguments.ramp)
 
 
 if __name__ == "__main__":
