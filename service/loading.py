@@ -86,7 +86,7 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
                 seconds=settings.audio_url_seconds,
             ),
             max_windows=settings.max_batch_windows,
-            max_batch_seconds=settings.max_batch_seconds or (480 if device.type == "cuda" else 60),
+            max_batch_seconds=settings.max_batch_seconds or (480 if device.type == "cuda" else 30),
             max_uploads=settings.max_uploads,
             encode_seconds=settings.encode_seconds,
             cache_bytes=settings.embedding_cache_mib << 20,

@@ -49,7 +49,7 @@ class ModelSettings(BaseSettings):
     )
     max_batch_windows: int = Field(16, ge=1, description="most 30 s windows that are encoded in one batch")
     max_batch_seconds: float = Field(
-        0, ge=0, description="most audio that is encoded in one batch; default: 480 s on a GPU, 60 s without"
+        0, ge=0, description="most audio that is encoded in one batch; default: 480 s on a GPU, 30 s without"
     )
     embedding_cache_mib: int = Field(256, ge=0, description="memory for embeddings of recordings heard before; 0: none")
     max_audio_seconds: float = Field(600.0, gt=0, description="longest audio of a request, seconds")
