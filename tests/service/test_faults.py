@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -49,19 +50,25 @@ def test_a_dead_engine_ends_the_running_streams_and_the_process(official: Path, 
     assert "engine has died" in "".join(server.log)
 
 
+CLIENTS = 32
+
+
 def test_sigterm_lets_running_streams_finish_and_takes_nothing_new(official: Path, tmp_path: Path) -> None:
-    with serve(official, tmp_path) as server, server.client() as client:
+    def listen(client: httpx.Client, seed: int) -> list[str]:
         request: dict[str, Any] = {
-            "files": {"file": wav(voice(1.0))},
-            "data": {"stream": "true", "min_tokens": "600", "max_tokens": "600"},
+            "files": {"file": wav(voice(1.0, seed=seed))},
+            "data": {"stream": "true", "min_tokens": "400", "max_tokens": "400"},
         }
         with client.stream("POST", "/v1/speech", **request) as response:
-            lines = response.iter_lines()
-            assert "speech.delta" in next(lines)
-            server.process.send_signal(signal.SIGTERM)
-            received = [line for line in lines if line]
-            with pytest.raises(httpx.ConnectError):
-                httpx.get(f"{server.url}/health")
-        assert received[-1] == "data: [DONE]"
-        assert len(received) > 500
+            return [line for line in response.iter_lines() if line]
+
+    with serve(official, tmp_path) as server, server.client() as client, ThreadPoolExecutor(CLIENTS) as threads:
+        streams = [threads.submit(listen, client, seed) for seed in range(CLIENTS)]
+        server.wait_for(lambda: server.metric("blsp_requests_in_flight", endpoint="/v1/speech") == CLIENTS)
+        server.process.send_signal(signal.SIGTERM)
+        received = [stream.result() for stream in streams]
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{server.url}/health")
+        assert {lines[-1] for lines in received} == {"data: [DONE]"}
+        assert min(map(len, received)) > 300
         assert server.process.wait(timeout=60) == 0
