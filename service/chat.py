@@ -5,6 +5,7 @@ messages become a prompt. With `service/engine.py` this is all that imports vLLM
 """
 
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -36,6 +37,8 @@ from service.engine import Engine, as_api_error
 from service.errors import ApiError, InvalidRequest, ModelNotFound, OptionError
 from service.listener import Listener
 from service.operator_fields import refuse_operator_fields
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "ChatCompletionRequest",
@@ -167,7 +170,11 @@ class ChatService:
     async def respond(self, request: ResponsesRequest) -> AsyncIterator[str] | dict[str, Any]:
         """A response; with `stream` the lines of its server-sent events. Nothing is stored."""
         self._check_tools(request)
-        reply = await self._ask(self._responses.create_responses(request))
+        try:
+            reply = await self._ask(self._responses.create_responses(request))
+        except (AttributeError, LookupError, TypeError) as error:  # vLLM reads `input` without having checked it
+            log.warning("vLLM could not read a response's input", exc_info=True)
+            raise InvalidRequest(f"The input can't be read: {error!r}.", param="input") from error
         if isinstance(reply, AsyncIterator):
             return _events(reply)
         return _whole_response(reply.model_dump(mode="json", by_alias=True))

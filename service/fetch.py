@@ -101,7 +101,7 @@ class Fetcher:
         if url.scheme not in SCHEMES or url.userinfo:
             raise InvalidRequest("Only plain http: and https: URLs can be fetched.", param=param)
         if not self._allowed:
-            raise InvalidRequest("This server fetches nothing; send the audio itself.", param=param)
+            raise InvalidRequest("Fetching audio over http(s) is off by default; send the audio itself.", param=param)
         if url.netloc.decode().lower() not in self._allowed:
             raise InvalidRequest(f"The server may not fetch from {url.netloc.decode()!r}.", param=param)
 

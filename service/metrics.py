@@ -32,6 +32,8 @@ ABORTED = Counter("blsp_aborted_generations", "Generations that were stopped bec
 QUEUED_AUDIO_SECONDS = Gauge("blsp_queued_audio_seconds", "Seconds of audio that wait for the encoder")
 QUEUED_PROMPT_TOKENS = Gauge("blsp_queued_prompt_tokens", "Tokens of prompts that wait for their first token of reply")
 DECODER_DEATHS = Counter("blsp_decoder_deaths", "Recordings whose decoder died of them or hung", ["how"])
+for _how in ("died", "hung"):
+    DECODER_DEATHS.labels(_how)
 READY = Gauge("blsp_ready", "1 from when a first request has gone all the way through until the engine dies, else 0")
 BUILD = Info("blsp_build", "Versions of what serves")
 

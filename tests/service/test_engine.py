@@ -22,7 +22,7 @@ def llm(monkeypatch: pytest.MonkeyPatch) -> BlspLLM:
     async def generate(self: Any, *_: Any, **__: Any) -> AsyncGenerator[SimpleNamespace, None]:
         try:
             await self.go.wait()
-            yield SimpleNamespace(outputs=[], finished=False)
+            yield SimpleNamespace(outputs=[], finished=False, prompt_token_ids=[])
             await asyncio.Event().wait()
         finally:
             self.aborted = True

@@ -97,7 +97,7 @@ async def test_what_is_not_listed(port: int, url: str) -> None:
 
 
 async def test_off_by_default(port: int) -> None:
-    with pytest.raises(InvalidRequest, match="fetches nothing"):
+    with pytest.raises(InvalidRequest, match="off by default"):
         await Fetcher([], max_bytes=1000, seconds=20).fetch(f"http://127.0.0.1:{port}/audio", PARAM)
     assert not SEEN
 

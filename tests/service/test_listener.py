@@ -11,6 +11,8 @@ from torch import Tensor
 
 from models.embedder import Embedder
 from models.features import N_SAMPLES, SAMPLE_RATE
+from service.decoders import Decoders
+from service.fetch import Fetcher
 from service.listener import Ahead, Listener, Recording
 from tests.sounds import voice, wav
 
@@ -34,7 +36,14 @@ class Ears:
 @asynccontextmanager
 async def listener(ears: Ears) -> AsyncIterator[Listener]:
     listener = Listener(
-        cast(Embedder, cast(Any, ears)), max_windows=1, max_seconds=600, max_uploads=2, cache_bytes=1 << 20
+        cast(Embedder, cast(Any, ears)),
+        Decoders(max_seconds=600, seconds=30, memory_bytes=256 << 20),
+        Fetcher([], max_bytes=0, seconds=1),
+        max_windows=4,
+        max_batch_seconds=1,
+        max_uploads=2,
+        encode_seconds=60,
+        cache_bytes=1 << 20,
     )
     try:
         yield listener
