@@ -1,7 +1,6 @@
 """The OpenAPI document, and the server held to it by generated requests."""
 
 import subprocess
-from pathlib import Path
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,5 @@ def test_generated_requests_find_no_defect_and_nothing_undocumented(server: Serv
     options = ["--phases", "coverage", "--generation-deterministic", "--no-color", "--max-time", "60"]
     command = [*SCHEMATHESIS, f"{server.url}/openapi.json", *options]
     done = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=200)
-    Path("/root/w/st_full.log").write_bytes(done.stdout)
-    assert done.returncode == 0
+    assert done.returncode == 0, done.stdout[-5000:].decode(errors="replace")
     assert b"No issues found" in done.stdout or b"passed" in done.stdout
