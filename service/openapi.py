@@ -46,7 +46,7 @@ class TranscriptionReply(BaseModel):
     """OpenAI's transcription; the formats `text`, `srt` and `vtt` are plain text."""
 
     text: str
-    usage: dict[str, Any]
+    usage: dict[str, Any] | None = Field(None, description="of transcriptions; translations have none")
     duration: float | None = Field(None, description="seconds; this and what follows are for `verbose_json`")
     language: str | None = None
     segments: list[dict[str, Any]] | None = None
