@@ -52,6 +52,58 @@ test("chat with the client's stream helper", async () => {
   assert.equal(await stream.finalContent(), (await chat({ messages: spoken })).choices[0].message.content);
 });
 
+const said = (reply) => reply.choices[0].message.content;
+
+test("sampling options", async () => {
+  const whole = said(await chat({ messages: spoken }));
+  const stopped = await chat({ messages: spoken, stop: [whole.slice(5, 8)] });
+  assert.equal(said(stopped), whole.slice(0, whole.indexOf(whole.slice(5, 8))));
+  const [one, same, other] = await Promise.all(
+    [1, 1, 2].map(async (seed) => said(await chat({ messages: spoken, temperature: 1, seed }))),
+  );
+  assert.equal(one, same);
+  assert.notEqual(one, other);
+  assert.equal(said(await chat({ messages: spoken, temperature: 2, top_p: 1e-6 })), whole);
+  const short = await chat({ messages: spoken, max_tokens: undefined, max_completion_tokens: 3 });
+  assert.deepEqual([short.usage.completion_tokens, short.choices[0].finish_reason], [3, "length"]);
+});
+
+test("penalties against a bias", async () => {
+  const bias = { messages: spoken, logit_bias: { 40: 100, 41: 99 }, return_token_ids: true, max_tokens: 7 };
+  assert.deepEqual(new Set((await chat(bias)).choices[0].token_ids), new Set([40]));
+  for (const penalty of ["frequency_penalty", "presence_penalty"]) {
+    const dear = await chat({ ...bias, [penalty]: 2 });
+    assert.deepEqual(new Set(dear.choices[0].token_ids), new Set([40, 41]));
+  }
+});
+
+test("several choices with logprobs", async () => {
+  const reply = await chat({ messages: spoken, n: 2, seed: 7, temperature: 1, logprobs: true, top_logprobs: 2 });
+  assert.equal(reply.choices.length, 2);
+  for (const { logprobs } of reply.choices) assert.ok(logprobs.content.every((token) => token.top_logprobs.length >= 2));
+});
+
+test("replies in JSON", async () => {
+  const object = await chat({ messages: spoken, response_format: { type: "json_object" } });
+  assert.match(said(object), /^\s*\{/);
+  const schema = { type: "object", properties: { loud: { type: "boolean" } }, required: ["loud"], additionalProperties: false };
+  const response_format = { type: "json_schema", json_schema: { name: "sound", schema, strict: true } };
+  const reply = await chat({ messages: spoken, response_format, max_tokens: 500, temperature: 2, seed: 1 });
+  assert.equal(typeof JSON.parse(said(reply)).loud, "boolean");
+});
+
+test("audio in several places, and as a URL", async () => {
+  const tokens = (reply) => reply.usage.prompt_tokens_details.audio_tokens;
+  const [{ content: [text, audio] }] = spoken;
+  const once = tokens(await chat({ messages: spoken }));
+  assert.equal(tokens(await chat({ messages: [{ role: "user", content: [text, audio, audio] }] })), 2 * once);
+  const turns = [{ role: "system", content: "Be brief." }, ...spoken, { role: "assistant", content: "No." }, ...spoken];
+  assert.equal(tokens(await chat({ messages: turns })), 2 * once);
+  const url = `data:audio/wav;base64,${audio.input_audio.data}`;
+  const linked = await chat({ messages: [{ role: "user", content: [text, { type: "audio_url", audio_url: { url } }] }] });
+  assert.equal(said(linked), said(await chat({ messages: spoken })));
+});
+
 test("transcriptions", async () => {
   const transcribe = (options) => client.audio.transcriptions.create({ model, file: recording(), ...options });
   const { text, usage } = await transcribe({});

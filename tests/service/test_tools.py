@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -9,6 +10,7 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from service.cli import Init
+from tests.javascript import needs_node, run
 from tests.openai_types import check
 from tests.service.test_chat_api import heard, said
 from tests.serving import Server, serve
@@ -147,3 +149,9 @@ def test_the_settings_instruction_is_what_a_transcription_asks(client: openai.Op
     with tooled.client() as http:
         native = http.post("/v1/speech", files={"file": AUDIO}, data={"instruction": "Write it down."}).json()
     assert transcript == native["text"].strip()
+
+
+@needs_node
+def test_the_javascript_client(tooled: Server, tmp_path: Path) -> None:
+    (tmp_path / "speech.wav").write_bytes(AUDIO)
+    run("tools.test.js", tooled, tmp_path / "speech.wav")
