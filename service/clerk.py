@@ -5,8 +5,6 @@ A line is in the form of the official BLSP code, `{"audio": path, "instruction":
 """
 
 import asyncio
-import base64
-import binascii
 import io
 import json
 import logging
@@ -22,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from models.training.manifest import AudioSpan
 from service import timeline
 from service.chat import ChatCompletionRequest
+from service.conversation import read_data_url
 from service.engine import VLLMClientError, as_api_error
 from service.errors import ApiError, InvalidRequest, Unavailable
 from service.fields import parse_values
@@ -123,7 +122,7 @@ class Clerk:
         """The recording of a body: `file` is a path; `file_url`, as in vLLM's batch files, a data: URL."""
         if "file_url" not in body:
             return await self._hear_file(body.get("file"), "file", cut)
-        return await self._service.listener.hear(io.BytesIO(_data_url(body["file_url"])), cut)
+        return await self._service.listener.hear(io.BytesIO(read_data_url(body["file_url"], "file_url")), cut)
 
     async def _hear_file(self, path: Any, param: str, cut: Cut = len) -> Recording:
         if not isinstance(path, str):
@@ -216,15 +215,3 @@ def _without_audio(body: Fields) -> dict[str, Any]:
 def _refuse_stream(stream: bool | None) -> None:
     if stream:
         raise InvalidRequest("A line of a batch can't be streamed; leave 'stream' out.", param="stream")
-
-
-def _data_url(url: Any) -> bytes:
-    head, _, data = str(url).partition(",")
-    try:
-        if not (head.startswith("data:") and head.endswith(";base64")):
-            raise ValueError("it does not begin as data:…;base64,")
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidRequest(
-            f"'file_url' is no data: URL: {error}; for a file on disk use 'file'.", param="file_url"
-        ) from error

@@ -109,12 +109,17 @@ def _parse_part(part: Any, where: str) -> _Part:
 
 
 def _read_url(url: Any, where: str) -> bytes | Remote:
-    scheme, _, rest = str(url).partition(":")
-    if scheme.lower() in ("http", "https"):
+    if str(url).partition(":")[0].lower() in ("http", "https"):
         return Remote(str(url), where)
+    return read_data_url(url, where)
+
+
+def read_data_url(url: Any, where: str) -> bytes:
+    """What a data: URL in base64 holds; raises InvalidRequest that names the field `where`."""
+    scheme, _, rest = str(url).partition(":")
     media, comma, data = rest.partition(",")
     if scheme.lower() != "data" or not comma or not media.lower().endswith(";base64"):
-        raise InvalidRequest("An audio_url is a data: URL in base64, data:audio/wav;base64,…", param=where)
+        raise InvalidRequest("This is no data: URL in base64, data:audio/wav;base64,…", param=where)
     return _decode_base64(data, where)
 
 
