@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from service import metrics
 from service.errors import Overloaded
+from service.keys import ANONYMOUS
 
-ANONYMOUS = "anonymous"
 MAX_BUCKETS = 10_000  # clients whose rate is remembered, before those that have been quiet are forgotten
 
 _client: ContextVar[str] = ContextVar("client", default=ANONYMOUS)

@@ -67,10 +67,10 @@ class Batcher:
         self._turns: dict[Hashable, int] = {}  # when each client, and each request, last led a batch
         self._n_batches = 0
         self._waiting: list[_Item] = []
-        metrics.QUEUE_WINDOWS.set_function(lambda: len(self._waiting))
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._loop = asyncio.create_task(self._run(), name="batcher")
+        metrics.QUEUE_WINDOWS.set_function(lambda: len(self._waiting))
         metrics.QUEUED_AUDIO_SECONDS.set_function(lambda: self.queued_seconds)
 
     @property

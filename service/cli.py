@@ -78,10 +78,8 @@ class Serve(ServeSettings):
                 timeout_graceful_shutdown=int(self.drain_seconds),
             )
         )
-        for number in (
-            signal.SIGTERM,
-            signal.SIGINT,
-        ):  # uvicorn raises them again when it has drained; that is a clean end
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # uvicorn raises them again when it has drained; that is a clean end
             signal.signal(number, lambda *_: None)
         server.run()
         if app.state.failure is not None:

@@ -6,9 +6,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.admission import ANONYMOUS, Admission
+from service.admission import Admission
 from service.errors import ApiError, DeadlineExceeded, Overloaded, UploadTooSlow
 from service.events import sse_line
+from service.keys import ANONYMOUS
 
 LAST_WORDS_SECONDS = 5.0  # for a late answer's error to be taken
 

@@ -3,11 +3,9 @@
 import asyncio
 import io
 import os
-import wave
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from models.checkpoint import Checkpoint, open_checkpoint
@@ -18,6 +16,7 @@ from service.decoders import Decoders
 from service.engine import Engine
 from service.fetch import Fetcher
 from service.listener import Listener
+from service.recordings import as_wav
 from service.settings import ModelSettings
 from service.speech import SpeechRequest, SpeechService
 from service.transcription import TranscriptionService
@@ -97,9 +96,8 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
         service = Service(checkpoint, engine, listener, speech, chat, TranscriptionService(engine, prompts, name))
         progress("Warming up with a first request")
         await _warm_up(service)
-        engine.llm.generation_seconds = (
-            settings.generation_seconds
-        )  # of which the first one knows nothing: it compiles kernels
+        # Only now, for the first generation compiles kernels.
+        engine.llm.generation_seconds = settings.generation_seconds
     except BaseException:
         await engine.close()
         raise
@@ -115,18 +113,8 @@ def _instructed(checkpoint: Checkpoint, settings: ModelSettings) -> Checkpoint:
 
 async def _warm_up(service: Service) -> None:
     """Sends one second of noise all the way through."""
-    recording = await service.listener.hear(io.BytesIO(_noise()))
+    noise = 0.03 * torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
+    recording = await service.listener.hear(io.BytesIO(as_wav(noise)))
     async for _ in service.speech.answer(SpeechRequest(max_tokens=2), recording):
         pass
     await service.engine.warm_up_logprobs()
-
-
-def _noise() -> bytes:
-    samples = np.random.default_rng(0).normal(0, 1000, SAMPLE_RATE).astype("<i2")
-    file = io.BytesIO()
-    with wave.open(file, "wb") as wav:
-        wav.setnchannels(1)
-        wav.setsampwidth(2)
-        wav.setframerate(SAMPLE_RATE)
-        wav.writeframes(samples.tobytes())
-    return file.getvalue()
