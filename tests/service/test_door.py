@@ -81,6 +81,7 @@ def running(wrap: Callable[[ASGIApp], ASGIApp]) -> Iterator[httpx.URL]:
     )
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
+        listener.listen()  # from here on connections wait until the server takes them
         server = uvicorn.Server(uvicorn.Config(wrap(app), log_level="critical"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
