@@ -179,9 +179,13 @@ def _set_up() -> None:
 def main() -> None:
     """Builds what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", nargs="*", choices=[*STAGES, *_ALONE], help="all by default")
+    parser.add_argument(
+        "stage", nargs="*", help=f"by default {', '.join(STAGES)}; else any of these and {', '.join(_ALONE)}"
+    )
     parser.add_argument("--fresh", action="store_true", help="forget all earlier work first")
     arguments = parser.parse_args()
+    if unknown := set(arguments.stage) - STAGES.keys() - _ALONE.keys():
+        parser.error(f"no stage is called {', '.join(sorted(unknown))}")
     if arguments.fresh:
         shutil.rmtree(WORK, ignore_errors=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
