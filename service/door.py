@@ -15,7 +15,7 @@ LAST_WORDS_SECONDS = 5.0  # for a late answer's error to be taken
 
 
 class Admitted:
-    """Answers 429 to what `admission` refuses. Only requests that have work done are asked about: POST below /v1/."""
+    """Answers 429 to what `admission` refuses. Only requests that have work done are asked about: every POST."""
 
     def __init__(self, app: ASGIApp, admission: Admission) -> None:
         self.app = app
@@ -108,7 +108,7 @@ class _Answer:
 
 
 def _is_work(scope: Scope) -> bool:
-    return scope["type"] == "http" and scope["method"] == "POST" and str(scope["path"]).startswith("/v1/")
+    return scope["type"] == "http" and scope["method"] == "POST"
 
 
 def _client(scope: Scope) -> str:
