@@ -108,7 +108,7 @@ class _Answer:
 
 
 def _is_work(scope: Scope) -> bool:
-    return scope["type"] == "http" and scope["method"] == "POST"
+    return bool(scope["type"] == "http" and scope["method"] == "POST")
 
 
 def _client(scope: Scope) -> str:
