@@ -10,12 +10,14 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from models.demo import compare, continuations, evaluate, export, heldout, train_adapter, train_encoder, train_llm
-from models.demo.corpus import Shard, build_shards
+from models.demo.corpus import Shard, build_shard
 from models.demo.samples import write_samples
 from models.demo.tokenizer import build as build_tokenizer
 from models.demo.train_adapter import EncodedSpeech
@@ -38,9 +40,10 @@ logger = logging.getLogger(__name__)
 
 
 def speech() -> None:
-    """Synthesises the training speech, on as many processes as there are."""
-    missing = [number for number in range(SHARDS) if not (SPEECH / f"{number:03}.npz").exists()]
-    _together([(build_shards, (SPEECH, SEED, missing[i::PROCESSES])) for i in range(PROCESSES)])
+    """Synthesises the training speech; a process makes one shard only, because espeak remembers what it has said before."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(PROCESSES, spawn, initializer=_set_up, max_tasks_per_child=1) as processes:
+        list(processes.map(partial(build_shard, SPEECH, SEED), range(SHARDS)))
 
 
 def encoder() -> None:

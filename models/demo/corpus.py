@@ -129,10 +129,8 @@ def _phone_spans(span: WordSpan) -> Iterator[tuple[str, float, float]]:
         begin = end
 
 
-def build_shards(folder: Path, seed: int, shards: list[int]) -> None:
-    """Writes those of the numbered shards that are missing."""
-    torch.set_num_threads(1)
+def build_shard(folder: Path, seed: int, number: int) -> None:
+    """Writes a numbered shard where it is missing. Its samples depend on nothing else only in a process that has not spoken before."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number in shards:
-        if not (file := folder / f"{number:03}.npz").exists():
-            synthesise_shard(seed * 1000 + number).save(file)
+    if not (file := folder / f"{number:03}.npz").exists():
+        synthesise_shard(seed * 1000 + number).save(file)
