@@ -43,6 +43,9 @@ OPTIONS = {
     "fflags": "ignidx",
     "max_samples": str(MAX_FRAME_SAMPLES),
     "max_pixels": str(1 << 22),
+    "max_size": str(
+        1 << 14
+    ),  # bytes of a packet of a WAV file: four times ffmpeg's own, for a packet costs more than its samples
 }
 # Containers whose header is exact, so that a shorter track is a truncated one.
 EXACT_CONTAINERS = {"flac", "mp3", "aiff", "au", "wv", "mov,mp4,m4a,3gp,3g2,mj2"}
