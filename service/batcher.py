@@ -10,9 +10,10 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from service.admission import current_client
 from service.errors import ApiError, Unavailable
 
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
-MAX_TURNS = 10_000  # that are remembered
+MAX_CLIENTS = 10_000  # whose turns are remembered
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class _Item:
     features: Tensor  # (n_mels, frames)
     n_samples: int
     rows: asyncio.Future[Tensor]
+    n_batches: int  # that had begun when it came
     times: timeline.Timeline = field(default_factory=timeline.get)
     client: str = field(default_factory=current_client)
     queued: float = field(default_factory=time.perf_counter)
@@ -41,10 +43,6 @@ class _Item:
     @property
     def frames(self) -> int:
         return self.features.shape[1]
-
-    @property
-    def request(self) -> tuple[str, int]:
-        return self.client, id(self.times)
 
 
 class EncodingFailed(ApiError):
@@ -64,8 +62,9 @@ class Batcher:
         self._encode = encode
         self._max_windows = max_windows
         self._max_frames = max_seconds * FRAMES_PER_SECOND
-        self._turns: dict[Hashable, int] = {}  # when each client, and each request, last led a batch
         self._n_batches = 0
+        self._led: dict[str, int] = {}  # the number of the batch that each client last led
+        self._request_led: WeakKeyDictionary[timeline.Timeline, int] = WeakKeyDictionary()  # and each request
         self._waiting: list[_Item] = []
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
@@ -86,7 +85,7 @@ class Batcher:
         """
         if self._loop.done():
             raise Unavailable("The encoder has stopped.")
-        item = _Item(features, n_samples, asyncio.get_running_loop().create_future())
+        item = _Item(features, n_samples, asyncio.get_running_loop().create_future(), self._n_batches)
         self._waiting.append(item)
         self._arrived.set()
         return await item.rows
@@ -113,8 +112,7 @@ class Batcher:
         self._waiting = [item for item in self._waiting if not item.rows.done()]
         if not self._waiting:
             return []
-        turns = self._turns
-        first = min(self._waiting, key=lambda item: (turns.get(item.client, 0), turns.get(item.request, 0)))
+        first = min(self._waiting, key=self._turn)
         self._note_turn(first)
         batch = [first]
         frames = first.frames
@@ -126,11 +124,20 @@ class Batcher:
         self._waiting = [item for item in self._waiting if id(item) not in taken]
         return batch
 
+    def _turn(self, item: _Item) -> tuple[int, int]:
+        """Whose turn it is, least first: the client, then the request, that has not led a batch for longest.
+
+        Who has led none comes before those who lead now, but after those who were waiting already: else newcomers without end would
+        keep all others out.
+        """
+        newcomer = item.n_batches - 1
+        return self._led.get(item.client, newcomer), self._request_led.get(item.times, newcomer)
+
     def _note_turn(self, item: _Item) -> None:
         self._n_batches += 1
-        if len(self._turns) > MAX_TURNS:
-            self._turns.clear()
-        self._turns[item.client] = self._turns[item.request] = self._n_batches
+        if len(self._led) > MAX_CLIENTS:
+            self._led.clear()
+        self._led[item.client] = self._request_led[item.times] = self._n_batches
 
     async def _encode_batch(self, batch: list[_Item]) -> None:
         """Encodes a batch; where that fails, each of its windows alone, so that one bad window costs nobody else."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from service import metrics
 
 
-@dataclass
+@dataclass(eq=False)
 class Timeline:
     """Seconds spent in each stage so far, and the speech heard; several recordings of a request add up."""
 

@@ -160,6 +160,27 @@ async def test_everybody_gets_on() -> None:
     assert [n for (n,) in order] == [3000, 500] * 5
 
 
+async def test_newcomers_without_end_keep_nobody_out() -> None:
+    encoder = Encoder()
+    async with batcher(encoder, 1) as b:
+        first = await occupy(b, encoder)
+        recording = ask(b, "client", 3000, 3000, 3000)
+
+        requests = []  # kept, so that none takes the place of an earlier one in memory
+
+        async def newcomers() -> None:
+            for _ in range(10):
+                requests.append(ask(b, "client", 500))
+                await asyncio.gather(*requests[-1])
+
+        endless = [asyncio.create_task(newcomers()) for _ in range(20)]
+        await asyncio.sleep(0)
+        encoder.gate.set()
+        await asyncio.gather(first, *recording)
+        assert len(encoder.batches) < 100
+        await asyncio.gather(*endless)
+
+
 async def test_a_batch_takes_from_every_client() -> None:
     (first, *_) = await batches(4, *[("many", [1000]) for _ in range(20)], ("other", [1001, 1002]))
     assert sorted(first) == [1000, 1000, 1001, 1002]
