@@ -8,7 +8,7 @@ PORT ?= 8000
 PIP_FLAGS ?=
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 
-.PHONY: help setup setup-plain-torch serve demo-model test check fuzz schemathesis bench soak lock check-images clean
+.PHONY: help setup setup-plain-torch serve demo-model test check fuzz schemathesis bench soak overload lock check-images clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -64,6 +64,9 @@ bench: .venv/bin/blsp ## Measure speed beside vLLM's own speech serving, the eng
 
 soak: .venv/bin/blsp ## Send 5,000 requests to one server and see that memory and cost per request stay as they are.
 	.venv/bin/python -m benchmarks.soak
+
+overload: .venv/bin/blsp ## Send twice as many requests as one server can answer, for half an hour, and see that it refuses properly and stays quick.
+	.venv/bin/python -m benchmarks.overload
 
 lock: ## Pin every dependency with hashes into requirements.lock; needs torch's CPU wheel (UV_FIND_LINKS or UV_EXTRA_INDEX_URL).
 	deploy/lock.sh > requirements.lock.new

@@ -8,7 +8,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from itertools import count
 from typing import Any
 
 from benchmarks import processes, report
-from benchmarks.processes import Server, Worker
+from benchmarks.processes import Server, Worker, machine
 from benchmarks.small import make_checkpoints
 from service.load import REPEATED, Load, Question, Sample, clips, summarize
 
@@ -32,10 +31,9 @@ SPEAKERS = 3  # of each length at the same time, whose recordings end well apart
 class Bench:
     """The processes of one dtype, started when a piece first needs them."""
 
-    def __init__(self, dtype: str, scale: float, ramp: float, stack: ExitStack) -> None:
+    def __init__(self, dtype: str, scale: float, stack: ExitStack) -> None:
         self.dtype = dtype
         self._scale = scale
-        self._ramp = ramp
         self._stack = stack
         self._seeds = count(round(time.time()))
 
@@ -93,7 +91,7 @@ class Bench:
         before, own = server.cpu_seconds(), time.process_time()
         recordings = clips(self.requests(number), seconds, unique=unique, seed=next(self._seeds) if unique else 0)
         question = Question("chat" if api == "chat" else "speech")
-        samples = asyncio.run(Load(server.url, question).closed(recordings, clients, self._ramp * ramp))
+        samples = asyncio.run(Load(server.url, question).closed(recordings, clients, ramp))
         summary = summarize(samples)
         used = {name: after - before.get(name, 0.0) for name, after in server.cpu_seconds().items()}
         summary["cpu_seconds_per_request"] = {name: seconds / len(samples) for name, seconds in used.items()}
@@ -104,18 +102,18 @@ class Bench:
         """Brings the recordings that repeat into the service's cache."""
         asyncio.run(Load(self.ours.url, Question()).closed(clips(REPEATED, seconds, unique=False, seed=0), 1))
 
-    def second_question(self, number: int) -> dict[str, Any]:
-        """The first and the second question about each recording of 25 s, one client."""
-        first, second = asyncio.run(self._questions(number))
+    def two_questions(self, question: Question, number: int) -> dict[str, Any]:
+        """`question` and then another one about each recording of 25 s, one client."""
+        first, second = asyncio.run(self._ask_twice(question, number))
         return {"first": summarize(first), "second": summarize(second)}
 
-    async def _questions(self, number: int) -> tuple[list[Sample], list[Sample]]:
-        load = Load(self.ours.url, Question())
+    async def _ask_twice(self, question: Question, number: int) -> tuple[list[Sample], list[Sample]]:
+        load = Load(self.ours.url, question)
         first, second = [], []
         async with load.session() as session:
             for clip in clips(self.requests(number), 25, seed=next(self._seeds)):
                 first.append(await load.ask(session, clip))
-                second.append(await load.ask(session, clip, replace(Question(), instruction="Go on")))
+                second.append(await load.ask(session, clip, replace(question, instruction="Go on")))
         return first, second
 
     def uploads(self) -> dict[str, Any]:
@@ -169,6 +167,12 @@ def plain(bench: Bench) -> Iterator[tuple[str, Any]]:
         yield "ours", bench.load(bench.ours, "speech", 32, 5, 128)
 
 
+def second_question(bench: Bench) -> Iterator[tuple[str, Any]]:
+    """Two questions about one recording: with the instruction before it, and after it, where the LLM has read the recording already."""
+    yield "ours", bench.two_questions(Question(), 12)
+    yield "ours, recording first", bench.two_questions(Question("chat", recording_first=True), 12)
+
+
 def one(side: str, measure: Callable[[Bench], Any]) -> Callable[[Bench], Iterator[tuple[str, Any]]]:
     """A piece with a single side and round."""
 
@@ -184,22 +188,24 @@ PIECES: dict[str, Callable[[Bench], Iterator[tuple[str, Any]]]] = {
     "peer-8x5": beside_peer(8, 5, 80, 1.0),
     "peer-32x5": beside_peer(32, 5, 128, 1.5),
     "peer-8x25": beside_peer(8, 25, 40, 3.0),
+    "in-step-32x5": beside_peer(32, 5, 128, 0.0),
+    "in-step-8x25": beside_peer(8, 25, 40, 0.0),
     "cached-32x5": cached,
     "plain-32x5": plain,
-    "second-question": one("ours", lambda bench: bench.second_question(12)),
+    "second-question": second_question,
     "upload-300": one("ours", Bench.uploads),
     "memory": one("ours", lambda bench: bench.ours.resident_mib()),
     "encoder": one("ours", lambda bench: bench.encoder.ask()),
 }
 
 
-def run(pieces: list[str], dtypes: list[str], scale: float, ramp: float) -> None:
+def run(pieces: list[str], dtypes: list[str], scale: float) -> None:
     """Measures and writes after every piece."""
     make_checkpoints()
     results = report.read()
     for dtype in dtypes:
         with ExitStack() as stack:
-            bench = Bench(dtype, scale, ramp, stack)
+            bench = Bench(dtype, scale, stack)
             for piece in pieces:
                 load_before, start = os.getloadavg()[0], time.perf_counter()
                 sides: dict[str, list[Any]] = {}
@@ -210,17 +216,9 @@ def run(pieces: list[str], dtypes: list[str], scale: float, ramp: float) -> None
                     "made": f"{date.today()}, {machine()}, load before {load_before:.1f}",
                     "took": time.perf_counter() - start,
                     "scale": scale,
-                    "ramp": ramp,
                     "sides": sides,
                 }
                 report.write(results)
-
-
-def machine() -> str:
-    """The processor and how many cores there are of it."""
-    with open("/proc/cpuinfo") as info:
-        names = [line.partition(":")[2].strip() for line in info if line.startswith("model name")]
-    return f"{next(iter(names), platform.machine())}, {os.cpu_count()} cores"
 
 
 def main() -> None:
@@ -231,9 +229,8 @@ def main() -> None:
     )
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--scale", type=float, default=1.0, help="share of the requests to send; under 1 for a trial")
-    parser.add_argument("--ramp", type=float, default=1.0, help="0: all clients begin at once; 1: one after the other")
     arguments = parser.parse_args()
-    run(arguments.only, arguments.dtype, arguments.scale, arguments.ramp)
+    run(arguments.only, arguments.dtype, arguments.scale)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,12 @@ import asyncio
 import json
 import time
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
-from benchmarks import processes
+from benchmarks import processes, report
 from benchmarks.small import make_checkpoints
 from service.load import Load, Question, clips, summarize
 
-OUT = Path(__file__).with_name("soak.json")
 CLIENTS = 16
 LENGTHS = (1.0, 2.5, 5.0, 7.3)  # seconds; a batch of requests has as many of each
 MARKS = (100, 500, 5000)  # requests after which is measured
@@ -49,7 +47,8 @@ def main() -> None:
         for sent in range(STEP, arguments.requests + 1, STEP):
             steps[sent] = step(server, STEP)
             print(sent, json.dumps(steps[sent]), flush=True)
-    OUT.write_text(json.dumps(steps, indent=1))
+    report.SOAK.write_text(json.dumps(steps, indent=1))
+    report.write(report.read())
     raise SystemExit(verdict(steps))
 
 

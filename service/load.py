@@ -39,16 +39,21 @@ class Question:
     tokens: int = 32
     upload_seconds: float = 0.0
     """How long sending the recording takes, as if it were being spoken; 0: as fast as the network takes it."""
+    recording_first: bool = False
+    """In a chat message: the recording before the instruction, so that the next question can reuse what the LLM has read."""
+    patience: float | None = None
+    """Seconds after which the client goes away."""
 
 
 @dataclass
 class Sample:
-    """One request: when its first and last byte were sent, when each token came, and its end, all in seconds of one clock."""
+    """One request: when its first and last byte were sent, when each token came, and its end, in seconds of one clock; its status."""
 
     first_sent: float = 0.0
     last_sent: float = 0.0
     tokens: list[float] = field(default_factory=list)
     end: float = 0.0
+    status: int | None = None
     error: str | None = None
 
     @property
@@ -115,10 +120,9 @@ class Load:
         return [task.result() for task in tasks]
 
     def session(self) -> aiohttp.ClientSession:
-        """Connections without a limit in number or time; to be used as a context manager."""
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=30)
+        """Connections without a limit in number; to be used as a context manager."""
         connector = aiohttp.TCPConnector(limit=0)
-        return aiohttp.ClientSession(self._url, connector=connector, timeout=timeout, headers=self._headers)
+        return aiohttp.ClientSession(self._url, connector=connector, headers=self._headers)
 
     async def ask(self, session: aiohttp.ClientSession, clip: bytes, question: Question | None = None) -> Sample:
         """Sends one recording (a wav file) and reads the reply; what goes wrong is the sample's error."""
@@ -127,7 +131,9 @@ class Load:
         path, query, headers, body = _request(question, clip)
         try:
             sending = self._send(body, question.upload_seconds, sample)
-            async with session.post(path, params=query, headers=headers, data=sending) as response:
+            timeout = aiohttp.ClientTimeout(total=question.patience, sock_connect=30)
+            async with session.post(path, params=query, headers=headers, data=sending, timeout=timeout) as response:
+                sample.status = response.status
                 if response.status != 200:
                     raise LoadError(f"HTTP {response.status}: {(await response.text())[:500]}")
                 async for line in response.content:
@@ -135,6 +141,8 @@ class Load:
                         self._receive(json.loads(line[6:]), sample)
             if not sample.tokens:
                 raise LoadError("The reply held no tokens.")
+        except TimeoutError:
+            sample.error = "The client went away." if question.patience else "The server can't be reached."
         except (LoadError, aiohttp.ClientError, OSError, ValueError) as error:
             sample.error = str(error) or type(error).__name__
         sample.end = self._clock()
@@ -174,6 +182,7 @@ def _request(question: Question, clip: bytes) -> tuple[str, dict[str, str], dict
         return "/v1/speech", query, {"Content-Type": "audio/wav", "Content-Length": str(len(clip))}, clip
     audio = {"data": base64.b64encode(clip).decode(), "format": "wav"}
     content = [{"type": "text", "text": question.instruction}, {"type": "input_audio", "input_audio": audio}]
+    content = content[::-1] if question.recording_first else content
     body = json.dumps(options | {"stream": True, "messages": [{"role": "user", "content": content}]}).encode()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
     return "/v1/chat/completions", {}, headers, body

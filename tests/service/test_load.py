@@ -83,7 +83,7 @@ async def test_a_sample_holds_when_each_byte_left_and_each_token_came() -> None:
     async with running(Sayer(SPEECH)) as url:
         (sample,) = await Load(url, Question(), clock=ticking()).closed(clips(1, 1.0), 1)
     # The clock is read as the first byte is due, after the only piece, for three tokens, at the end.
-    assert sample == Sample(first_sent=0, last_sent=1, tokens=[2, 3, 4], end=5)
+    assert sample == Sample(first_sent=0, last_sent=1, tokens=[2, 3, 4], end=5, status=200)
     assert sample.gaps == [1, 1]
     assert sample.measures() == {"ttft": 2, "ttft_after_upload": 1, "longest_gap": 1, "total": 5}
 
@@ -123,6 +123,22 @@ async def test_chat_requests_hold_the_recording_in_base64_and_only_text_counts_a
         ],
     }
     assert len(sample.tokens) == 2
+
+
+async def test_the_recording_of_a_chat_message_may_come_first() -> None:
+    sayer = Sayer(CHAT)
+    async with running(sayer) as url:
+        await Load(url, Question("chat", recording_first=True)).closed([b"RIFF"], 1)
+    (message,) = json.loads(sayer.asked[0][3])["messages"]
+    assert [part["type"] for part in message["content"]] == ["input_audio", "text"]
+
+
+async def test_a_client_goes_away_when_its_patience_ends() -> None:
+    never = Sayer(SPEECH, together=2)  # no reply before a second request is there
+    async with running(never) as url:
+        (sample,) = await Load(url, Question(patience=0.01)).closed([b"a"], 1)
+        never.all_here.set()
+    assert (sample.status, sample.error) == (None, "The client went away.")
 
 
 async def test_a_closed_loop_sends_each_clip_once_from_as_many_clients_as_asked() -> None:
@@ -187,6 +203,7 @@ async def test_what_goes_wrong_is_the_error_of_that_sample(sayer: Sayer, message
         samples = await Load(url, Question(), heard=heard.append).closed([b"a", b"b"], 1)
     assert heard == samples
     assert all(message in str(sample.error) for sample in samples)
+    assert {sample.status for sample in samples} == {sayer.status}
     assert summarize(samples)["errors"] == 2
 
 

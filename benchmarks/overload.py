@@ -1,0 +1,154 @@
+"""`make overload`: half an hour of mixed requests, twice as many as the server can answer, to see that it refuses properly and stays quick.
+
+Requests come by chance, whether or not the server keeps up: long and short recordings at both endpoints, some known from before, some from
+clients that go away, some that are no audio at all. First it finds out what the server can carry, then how quick it is at just that load.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import Any
+
+from benchmarks import processes, report
+from benchmarks.small import make_checkpoints
+from service.load import Load, Question, Sample, clips, summarize
+
+DTYPE = "bfloat16"
+MAX_REQUESTS = 32  # at the same time; the limit that an operator sets for a machine of two cores
+PARTS = 6  # of the overload, each measured by itself
+HANGS = 120.0  # seconds after which a request counts as lost
+SLOWER = (
+    1.5  # what the 95th percentiles of accepted requests may grow by, from a load that can be carried to twice that
+)
+PROPER = {"answered", "refused", "left"}
+GROWTH = 1.05  # what memory may grow by
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A sort of request: its share of all, and what the server owes it."""
+
+    share: float
+    question: Question
+    seconds: float
+    unique: bool = True
+    audio: bool = True
+    leaves: bool = False
+
+    def recordings(self, number: int) -> Iterator[bytes]:
+        """What is uploaded."""
+        if self.audio:
+            return clips(number, self.seconds, unique=self.unique, seed=None if self.unique else 0)
+        return (random.randbytes(1 << 15) for _ in range(number))
+
+    def outcome(self, sample: Sample) -> str:
+        """ "answered", "refused" or "left", or what should not have been."""
+        if sample.status == 429:
+            return "refused"
+        if sample.status == 400 and not self.audio:
+            return "answered"
+        if sample.error is None and self.audio:
+            return "answered"
+        if self.leaves and sample.error == "The client went away.":
+            return "left"
+        return sample.error or "no audio, but a reply"
+
+
+MIX = {
+    "speech, 5 s": Kind(0.35, Question("speech"), 5),
+    "chat, 5 s": Kind(0.2, Question("chat"), 5),
+    "speech, 2 s, 8 tokens": Kind(0.15, Question("speech", tokens=8), 2),
+    "chat, 10 s, 64 tokens": Kind(0.1, Question("chat", tokens=64), 10),
+    "speech, 25 s": Kind(0.05, Question("speech"), 25),
+    "speech, 5 s, heard before": Kind(0.05, Question("speech"), 5, unique=False),
+    "clients that go away": Kind(0.05, Question("speech", patience=0.5), 5, leaves=True),
+    "no audio": Kind(0.05, Question("speech"), 0, audio=False),
+}
+
+
+async def offer(url: str, rate: float, seconds: float) -> dict[str, list[Sample]]:
+    """Requests of every kind, `rate` a second in all, for `seconds`."""
+
+    async def send(kind: Kind) -> list[Sample]:
+        number = max(1, round(rate * kind.share * seconds))
+        question = replace(kind.question, patience=kind.question.patience or HANGS)
+        return await Load(url, question).open(kind.recordings(number), rate * kind.share, random.getrandbits(32))
+
+    return dict(zip(MIX, await asyncio.gather(*map(send, MIX.values())), strict=True))
+
+
+def measure(server: processes.Server, rate: float, seconds: float) -> dict[str, Any]:
+    """What became of the requests, how long the answered ones took, and what the server holds afterwards."""
+    start, own = time.perf_counter(), time.process_time()
+    samples = asyncio.run(offer(server.url, rate, seconds))
+    took, own = time.perf_counter() - start, time.process_time() - own
+    outcomes = {name: Counter(map(MIX[name].outcome, of_kind)) for name, of_kind in samples.items()}
+    answered = {name: [s for s in of_kind if s.error is None] for name, of_kind in samples.items()}
+    total = sum(outcomes.values(), Counter[str]())
+    figures = {
+        "offered_per_second": rate,
+        "requests": total.total(),
+        "outcomes": total,
+        "answered_per_second": total["answered"] / took,
+        "answered": summarize([s for of_kind in answered.values() for s in of_kind]),
+        "refused_p95": percentile(
+            [s.end - s.first_sent for of_kind in samples.values() for s in of_kind if s.status == 429]
+        ),
+        "kinds": {name: {"outcomes": outcomes[name]} | summarize(answered[name]) for name in samples},
+        "resident_mib": sum(server.resident_mib().values()),
+        "load_client_cores": own / took,
+    }
+    print(json.dumps({name: value for name, value in figures.items() if name != "kinds"}), flush=True)
+    return figures
+
+
+def percentile(seconds: list[float]) -> float | None:
+    """What 95 % stay below."""
+    return statistics.quantiles(seconds, n=20, method="inclusive")[-1] if len(seconds) > 1 else None
+
+
+def main() -> None:
+    """Prints and keeps the figures; ends with 1 where something was lost, slow or grew."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30.0, help="of twice what the server can carry")
+    part = 60 * parser.parse_args().minutes / PARTS
+    make_checkpoints()
+    with processes.ours(DTYPE, "--max-requests", str(MAX_REQUESTS)) as server:
+        measure(server, rate=10, seconds=part / 10)  # makes it warm
+        capacity = measure(server, rate=100, seconds=part / 10)["answered_per_second"]
+        carried = measure(server, capacity, part)
+        overload = [measure(server, 2 * capacity, part) for _ in range(PARTS)]
+    made = f"{date.today()}, {processes.machine()}, {DTYPE}, --max-requests {MAX_REQUESTS}"
+    figures = {"made": made, "seconds": part, "at capacity": carried, "overload": overload}
+    report.OVERLOAD.write_text(json.dumps(figures, indent=1))
+    report.write(report.read())
+    defects = list(find_defects(carried, overload))
+    print("\n".join(defects) or "Every request was answered or refused, quickly, and nothing grew.")
+    raise SystemExit(bool(defects))
+
+
+def find_defects(carried: dict[str, Any], overload: list[dict[str, Any]]) -> Iterator[str]:
+    """Sentences about what should not be."""
+    for part in [carried, *overload]:
+        for outcome, number in part["outcomes"].items():
+            if outcome not in PROPER:
+                yield f"{number} requests: {outcome}"
+    for measure in ("ttft", "total"):
+        bound = carried["answered"][measure]["p95"]
+        worst = max(part["answered"][measure]["p95"] for part in overload)
+        if worst > SLOWER * bound:
+            yield f"{measure} p95 rose from {bound:.2f} s at capacity to {worst:.2f} s at twice that."
+    first, last = overload[0]["resident_mib"], overload[-1]["resident_mib"]
+    if last > GROWTH * first:
+        yield f"Resident memory grew from {first} to {last} MiB."
+
+
+if __name__ == "__main__":
+    main()
