@@ -16,7 +16,7 @@ from models.checkpoint import open_checkpoint
 from models.features import SAMPLE_RATE
 from models.prompt import Message, Prompt, Speech
 from service.engine import Engine, Sampling
-from service.load import Question, Sample, summarize
+from service.load.client import Question, Sample, summarize
 
 
 async def closed(engine: Engine, prompts: list[Prompt], clients: int, requests: int) -> list[Sample]:

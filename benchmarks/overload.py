@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks import processes, report
 from benchmarks.small import make_checkpoints
-from service.load import Load, Question, Sample, clips, summarize
+from service.load.client import Load, Question, Sample, clips, summarize
 
 DTYPE = "bfloat16"
 MAX_REQUESTS = 32  # at the same time; the limit that an operator sets for a machine of two cores

@@ -15,7 +15,7 @@ from benchmarks.processes import answer_lines
 from benchmarks.small import OURS
 from models.checkpoint import open_checkpoint
 from models.features import SAMPLE_RATE
-from service.load import Question
+from service.load.client import Question
 
 
 class PlainModel:

@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks import processes, report
 from benchmarks.processes import Server, Worker, machine
 from benchmarks.small import make_checkpoints
-from service.load import REPEATED, Load, Question, Sample, clips, summarize
+from service.load.client import REPEATED, Load, Question, Sample, clips, summarize
 
 DTYPES = ("float32", "bfloat16")
 ROUNDS = 2

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks import processes, report
 from benchmarks.small import make_checkpoints
-from service.load import Load, Question, clips, summarize
+from service.load.client import Load, Question, clips, summarize
 
 CLIENTS = 16
 LENGTHS = (1.0, 2.5, 5.0, 7.3)  # seconds; a batch of requests has as many of each

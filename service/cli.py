@@ -15,13 +15,13 @@ from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubComm
 
 from models.config import CheckpointError, PaddingPolicy, PromptFormat
 from models.training import InputError
-from service import logs
-from service.bench import Bench
+from service.alignment.commands import Align, Continue, Evaluate, Instruct
 from service.errors import ApiError, OptionError
-from service.keys import key_line, new_key
+from service.gate.keys import key_line, new_key
+from service.load.bench import Bench
 from service.progress import console, resumed_progress
 from service.settings import DEMO, ModelSettings, ServeSettings, model_name
-from service.training_cli import Align, Continue, Evaluate, Instruct
+from service.telemetry import logs
 
 LINES_FAILED = 3  # exit status of `blsp batch`
 log = logging.getLogger("service")
@@ -47,7 +47,7 @@ class Serve(ServeSettings):
         """Runs until SIGTERM or SIGINT; exits with 1 where the model can't be loaded or its engine dies."""
         import uvicorn
 
-        from service.app import create_app
+        from service.http.app import create_app
         from service.loading import Service, load
 
         in_json = self.log_format == "json"
@@ -112,8 +112,8 @@ class Ask(ModelSettings):
         asyncio.run(self._ask())
 
     async def _ask(self) -> None:
+        from service.answers.speech import SpeechRequest
         from service.loading import load
-        from service.speech import SpeechRequest
 
         service = await load(self, model_name(self.model), _progress)
         try:
@@ -158,10 +158,10 @@ class Batch(ModelSettings):
             sys.exit(LINES_FAILED)
 
     async def _answer(self) -> Counter[str]:
-        from service.batch import open_batch
-        from service.clerk import Clerk
+        from service.answers.speech import SpeechRequest
         from service.loading import load
-        from service.speech import SpeechRequest
+        from service.offline.batch import open_batch
+        from service.offline.clerk import Clerk
 
         with open_batch(self.source, self.out) as batch:
             if len(batch.done) == batch.total:

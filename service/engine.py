@@ -1,6 +1,6 @@
 """The vLLM engine: prompts in, tokens out.
 
-With `service/chat.py` this is all that imports vLLM, and it stands on internals of vLLM 0.32.0 (see tests/service/test_seam.py).
+With `service/answers/chat.py` this is all that imports vLLM, and it stands on internals of vLLM 0.32.0 (see tests/service/test_seam.py).
 Mixed prompts are vLLM's `embeds_input` with `is_token_ids`: rows where speech stands, token ids elsewhere.
 """
 
@@ -27,8 +27,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from models.prompt import Prompt
-from service import metrics, timeline
 from service.errors import ApiError, ContextTooLong, DeadlineExceeded, InvalidRequest, OptionError, Unavailable
+from service.telemetry import metrics, timeline
 
 VLLM_VERSION: str = vllm.__version__
 

@@ -1,6 +1,6 @@
 """Every refusal the service makes, with the HTTP status and the OpenAI error code that go with it.
 
-This file knows nothing about HTTP frameworks: `service/app.py` turns an `ApiError` into a response.
+This file knows nothing about HTTP frameworks: `service/http/app.py` turns an `ApiError` into a response.
 """
 
 from typing import Any

@@ -10,16 +10,16 @@ import torch
 
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.features import SAMPLE_RATE
-from service.admission import Queued
-from service.chat import ChatService
-from service.decoders import Decoders
+from service.answers.chat import ChatService
+from service.answers.speech import SpeechRequest, SpeechService
+from service.answers.transcription import TranscriptionService
+from service.audio.decoders import Decoders
+from service.audio.fetch import Fetcher
+from service.audio.recordings import as_wav
 from service.engine import Engine
-from service.fetch import Fetcher
-from service.listener import Listener
-from service.recordings import as_wav
+from service.gate.admission import Queued
+from service.listening.listener import Listener
 from service.settings import ModelSettings
-from service.speech import SpeechRequest, SpeechService
-from service.transcription import TranscriptionService
 
 Progress = Callable[[str], None]
 
@@ -57,7 +57,9 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
     )
     torch.set_num_threads(settings.encoder_threads or max(1, (os.cpu_count() or 2) // 2))
     if settings.self_check is not None:
-        from service.self_check import self_check  # transformers' models and plots, which a server has no other use for
+        from service.alignment.self_check import (
+            self_check,  # transformers' models and plots, which a server has no other use for
+        )
 
         progress(f"Checking the adapter with {settings.self_check}")
         await asyncio.to_thread(

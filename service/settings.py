@@ -18,7 +18,7 @@ from pydantic_settings import (
 )
 
 import models
-from service.admission import Limits
+from service.gate.admission import Limits
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 DEMO = Path(models.__file__).parent / "demo" / "checkpoint"  # the model that ships with the project

@@ -10,21 +10,35 @@ SOURCES = sorted([*ROOT.glob("service/**/*.py"), *ROOT.glob("models/**/*.py")])
 
 # A package on the left is imported by the files on the right and by no other.
 ONLY = {
-    "vllm": {"service/engine.py", "service/chat.py"},
-    "fastapi": {"service/app.py", "service/routes.py"},
+    "vllm": {"service/engine.py", "service/answers/chat.py"},
+    "fastapi": {"service/http/app.py", "service/http/routes.py"},
     "starlette": {
-        "service/app.py",
-        "service/routes.py",
-        "service/door.py",
-        "service/events.py",
-        "service/middleware.py",
+        "service/http/app.py",
+        "service/http/routes.py",
+        "service/http/door.py",
+        "service/http/events.py",
+        "service/http/middleware.py",
     },
     "uvicorn": {"service/cli.py"},
-    "aiohttp": {"service/load.py", "service/bench.py"},
-    "av": {"service/audio.py"},
-    "prometheus_client": {"service/metrics.py"},
-    "opentelemetry": {"service/tracing.py"},
-    "pythonjsonlogger": {"service/logs.py"},
+    "aiohttp": {"service/load/client.py", "service/load/bench.py"},
+    "av": {"service/audio/decode.py"},
+    "prometheus_client": {"service/telemetry/metrics.py"},
+    "opentelemetry": {"service/telemetry/tracing.py"},
+    "pythonjsonlogger": {"service/telemetry/logs.py"},
+}
+
+# Parts of the service, and all that each imports of the others; cli.py and loading.py bring them together.
+PARTS = {
+    "telemetry": set(),
+    "gate": {"errors", "telemetry"},
+    "audio": {"errors", "telemetry"},
+    "listening": {"errors", "telemetry", "gate", "audio"},
+    "engine": {"errors", "telemetry"},
+    "answers": {"errors", "telemetry", "listening", "engine"},
+    "http": {"errors", "telemetry", "gate", "audio", "listening", "engine", "answers", "loading", "settings"},
+    "offline": {"errors", "telemetry", "audio", "listening", "engine", "answers", "loading"},
+    "alignment": {"errors", "audio", "engine", "offline", "progress", "settings"},
+    "load": {"progress"},
 }
 
 
@@ -47,3 +61,11 @@ def test_imports_follow_the_rules(file: Path) -> None:
         assert "service" not in packages
     for package, allowed in ONLY.items():
         assert package not in packages or path in allowed, f"{path} may not import {package}"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_of_the_service_import_only_what_is_below_them(part: str) -> None:
+    files = [file for file in SOURCES if file.relative_to(ROOT).with_suffix("").parts[:2] == ("service", part)]
+    names = set().union(*map(imports, files))
+    assert files
+    assert {name.split(".")[1] for name in names if name.startswith("service.")} - {part} == PARTS[part]

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from benchmarks.overload import MIX, find_defects
-from service.load import Sample
+from service.load.client import Sample
 
 AWAY = "The client went away."
 

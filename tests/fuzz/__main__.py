@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.decoders import IDLE, Decoders
+from service.audio.decoders import IDLE, Decoders
 from service.errors import ApiError
 from tests.fuzz.mutations import mutate, seeds
 from tests.processes import descendants

@@ -2,9 +2,9 @@
 
 import pytest
 
-from service import metrics
-from service.admission import MAX_BUCKETS, Admission, Limits, Queued, current_client
 from service.errors import Overloaded
+from service.gate.admission import MAX_BUCKETS, Admission, Limits, Queued, current_client
+from service.telemetry import metrics
 
 NONE = {"requests": 0, "audio_seconds": 0.0, "prompt_tokens": 0, "client_requests": 0, "client_requests_per_minute": 0}
 

@@ -19,9 +19,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.audio import SAMPLE_RATE, decode
+from service.audio.decode import SAMPLE_RATE, decode
+from service.audio.upload import GrowingBuffer
 from service.errors import ApiError, AudioTooLong, InvalidAudio, NotAudio, UploadTooLarge
-from service.upload import GrowingBuffer
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "audio"
 FFMPEG = shutil.which("ffmpeg")

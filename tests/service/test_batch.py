@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from models.training import InputError
-from service.batch import open_batch
 from service.errors import Unavailable
+from service.offline.batch import open_batch
 from tests.killed_batch import BROKEN, ROWS, KilledBatch, lines
 from tests.serving import BLSP
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from service import timeline
-from service.admission import Admission, Limits, Queued
-from service.batcher import Batcher, EncodingFailed
 from service.errors import Unavailable
+from service.gate.admission import Admission, Limits, Queued
+from service.listening.batcher import Batcher, EncodingFailed
+from service.telemetry import timeline
 
 
 class Encoder:

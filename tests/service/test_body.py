@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.body import Fields, read_body
+from service.audio.upload import GrowingBuffer
 from service.errors import InvalidRequest, UploadTooLarge
-from service.upload import GrowingBuffer
+from service.http.body import Fields, read_body
 
 
 async def pieces(body: bytes, size: int) -> AsyncIterator[bytes]:

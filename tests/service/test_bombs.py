@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.decoders import Decoders
+from service.audio.decoders import Decoders
 from service.errors import AudioTooLong, InvalidAudio, NotAudio
 from tests.fuzz.mutations import mutate, seeds
 from tests.service.test_audio import encode, lossy, tones, wav

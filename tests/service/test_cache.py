@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.cache import EmbeddingCache, fingerprint
+from service.listening.cache import EmbeddingCache, fingerprint
 
 
 def rows(n: int, value: float = 0.0) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from models.config import BlspConfig
-from service.keys import key_line
+from service.gate.keys import key_line
 from service.settings import ServeSettings
 from tests.serving import BLSP, Server
 from tests.sounds import voice, wav

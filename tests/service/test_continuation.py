@@ -16,9 +16,9 @@ from models.training import InputError
 from models.training.batches import transcript_message
 from models.training.llm import open_llm
 from models.training.manifest import read_examples
-from service.continuation import Limits, Shard, Writer, write_continuations
+from service.alignment.continuation import Limits, Shard, Writer, write_continuations
+from service.audio.recordings import read_samples
 from service.errors import Unavailable
-from service.recordings import read_samples
 from tests.sounds import voice, wav
 
 TOKENIZER = byte_tokenizer(640)

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service import audio
-from service.decoders import IDLE, RECORDINGS, Decoders
+from service.audio import decode as audio
+from service.audio.decoders import IDLE, RECORDINGS, Decoders
+from service.audio.upload import GrowingBuffer
 from service.errors import ApiError, AudioTooLong, InvalidAudio, Unavailable
-from service.upload import GrowingBuffer
 from tests.processes import descendants
 from tests.service import test_audio
 from tests.service.test_audio import LOSSY, OTHERS, SEEDS, Decoding, encode, lossy, streamed_file, tones
@@ -266,7 +266,7 @@ def test_after_closing_nothing_is_decoded() -> None:
 
 def test_when_the_service_is_killed_its_decoders_end() -> None:
     program = (
-        "import io, sys, time; from service.decoders import Decoders; from tests.sounds import voice, wav\n"
+        "import io, sys, time; from service.audio.decoders import Decoders; from tests.sounds import voice, wav\n"
         "d = Decoders(max_seconds=60, seconds=20, memory_bytes=1 << 28); list(d.decode(io.BytesIO(wav(voice(1.0)))))\n"
         "print(d._parent.pid, flush=True); time.sleep(60)"
     )
@@ -285,7 +285,7 @@ def select_readable(file: int, seconds: float) -> bool:
 
 
 def test_decoders_load_nothing_that_they_do_not_need() -> None:
-    program = "import sys, service.decoder_process; print(sorted({m.partition('.')[0] for m in sys.modules}))"
+    program = "import sys, service.audio.decoder_process; print(sorted({m.partition('.')[0] for m in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert "'av'" in loaded
     for name in ("torch", "vllm", "fastapi", "transformers", "prometheus_client", "models"):

@@ -17,9 +17,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from service.admission import Admission, Limits, Queued
-from service.door import Admitted, Deadlines
-from service.events import EventStream
+from service.gate.admission import Admission, Limits, Queued
+from service.http.door import Admitted, Deadlines
+from service.http.events import EventStream
 
 ENDED: list[str] = []
 FLOODED = threading.Event()

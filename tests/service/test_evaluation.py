@@ -9,8 +9,8 @@ from models.checkpoint import open_checkpoint
 from models.evaluation import Question
 from models.training import InputError
 from models.training.local import LocalModel, TokenAlignment
-from service.evaluation import ServedModel, evaluate, recordings, summarize, table, work, write_results
-from service.recordings import read_samples
+from service.alignment.evaluation import ServedModel, evaluate, recordings, summarize, table, work, write_results
+from service.audio.recordings import read_samples
 from tests.serving import Server
 from tests.sounds import voice, wav
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from service.audio.fetch import Fetcher, is_public
 from service.errors import InvalidRequest, UploadTooLarge
-from service.fetch import Fetcher, is_public
 
 PARAM = "messages[0].content[0].audio_url.url"
 

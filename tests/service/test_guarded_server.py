@@ -15,7 +15,7 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from service.keys import key_line, new_key
+from service.gate.keys import key_line, new_key
 from tests.serving import Server, serve
 from tests.sounds import voice, wav
 

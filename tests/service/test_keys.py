@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import OptionError
-from service.keys import Keys, key_line, new_key
+from service.gate.keys import Keys, key_line, new_key
 
 
 def keyfile(path: Path, **keys: str) -> Path:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from models.embedder import Embedder
 from models.features import N_SAMPLES, SAMPLE_RATE
-from service.decoders import Decoders
-from service.fetch import Fetcher
-from service.listener import Ahead, Listener, Recording
+from service.audio.decoders import Decoders
+from service.audio.fetch import Fetcher
+from service.listening.listener import Ahead, Listener, Recording
 from tests.sounds import voice, wav
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from service.load import Load, Question, Sample, clips, first_model, summarize
+from service.load.client import Load, Question, Sample, clips, first_model, summarize
 
 SPEECH = [{"object": "speech.delta", "delta": text} for text in ("a", "", "b")] + [{"object": "speech", "text": "ab"}]
 CHAT = [
@@ -158,7 +158,7 @@ async def test_clients_begin_one_after_the_other(monkeypatch: pytest.MonkeyPatch
 
     async with running(Sayer(SPEECH)) as url:
         with monkeypatch.context() as patch:
-            patch.setattr("service.load.sleep", sleep)
+            patch.setattr("service.load.client.sleep", sleep)
             await Load(url, Question()).closed([b"a"] * 3, 3, ramp=6.0)
     assert waits == [0, 2, 4]
 
@@ -181,7 +181,7 @@ async def test_a_spoken_upload_comes_in_pieces_each_when_it_has_been_said(monkey
     async with running(sayer) as url:
         load = Load(url, Question(upload_seconds=0.5), clock=lambda: 0.0)
         with monkeypatch.context() as patch:
-            patch.setattr("service.load.sleep", sleep)
+            patch.setattr("service.load.client.sleep", sleep)
             async with load.session() as session:
                 sample = await load.ask(session, bytes(1000))
     assert sample.error is None

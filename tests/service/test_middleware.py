@@ -12,12 +12,12 @@ import pytest
 from prometheus_client import REGISTRY
 from starlette.types import Message, Receive, Scope, Send
 
-from service import logs
-from service.app import create_app
-from service.keys import Keys, key_line, new_key
+from service.gate.keys import Keys, key_line, new_key
+from service.http.app import create_app
+from service.http.middleware import KeyRequired
 from service.loading import Service
-from service.middleware import KeyRequired
 from service.settings import ServeSettings
+from service.telemetry import logs
 
 KEY = new_key()
 

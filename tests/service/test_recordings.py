@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from models.training.manifest import AudioSpan
+from service.audio.recordings import read_samples
 from service.errors import ApiError
-from service.recordings import read_samples
 from tests.sounds import RATE, voice, wav
 
 

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.features import N_SAMPLES, SAMPLE_RATE
-from service.segments import PAUSE, quietest_cut, srt, vtt
-from service.transcription import Piece
+from service.answers.segments import PAUSE, quietest_cut, srt, vtt
+from service.answers.transcription import Piece
 
 
 @pytest.mark.parametrize("pause", [N_SAMPLES // 2 + 5000, N_SAMPLES - 20_000, 400_000])

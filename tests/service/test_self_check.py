@@ -8,7 +8,7 @@ import torch
 from models.checkpoint import open_checkpoint
 from models.config import CheckpointError
 from models.training import InputError
-from service.self_check import self_check
+from service.alignment.self_check import self_check
 from service.settings import DEMO, ServeSettings
 from tests.serving import BLSP
 

@@ -1,7 +1,7 @@
 import pytest
 from prometheus_client import REGISTRY
 
-from service.timeline import Timeline
+from service.telemetry.timeline import Timeline
 
 
 def test_a_stage_adds_up_and_spans_from_its_first_begin_to_its_last_end() -> None:

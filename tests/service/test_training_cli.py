@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from models.checkpoint import open_checkpoint
 from models.training import CONTINUE
-from service.training_cli import Align, Continue, Evaluate, Instruct
+from service.alignment.commands import Align, Continue, Evaluate, Instruct
 from tests.sounds import voice, wav
 
 TRAINER = ["--max_steps", "2", "--use_cpu", "--per_device_train_batch_size=2", "--dataloader_pin_memory=false"]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.audio.upload import GrowingBuffer
 from service.errors import UploadTooLarge
-from service.upload import GrowingBuffer
 
 
 def in_thread(work: Callable[[], Any]) -> Callable[[], Any]:

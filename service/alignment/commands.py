@@ -1,0 +1,191 @@
+"""The commands that make and measure an adapter: `blsp continue`, `align`, `evaluate`, `instruct`."""
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, CliPositionalArg, CliUnknownArgs, SettingsConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from models.config import PromptFormat
+from models.training import CONTINUE
+from service.progress import console, progress_bar, resumed_progress
+from service.settings import Dtype, default_cache
+
+if TYPE_CHECKING:
+    from models.training.local import LocalModel
+
+CACHE = Field(default_factory=default_cache, description="folder for converted official checkpoints")
+HUGGING_FACE: Any = Field(
+    [],
+    description="further options, behind the folders, are Hugging Face's TrainingArguments, e.g. --learning_rate 1e-4",
+)
+
+
+class Continue(BaseSettings):
+    """Let an LLM continue the transcripts of a manifest; a run that was killed goes on where it was."""
+
+    model_config = SettingsConfigDict(env_prefix="BLSP_", extra="forbid", protected_namespaces=())
+
+    manifest: CliPositionalArg[Path] = Field(
+        description='JSON lines {"audio": path, "text": transcript}; a path may end in :start:frames'
+    )
+    out: CliPositionalArg[Path] = Field(description="file to write, or to complete")
+    model: str = Field(description="folder or Hugging Face id of an LLM, or of a BLSP checkpoint whose LLM is meant")
+    instruction: str = Field(CONTINUE, description="what the LLM is told")
+    prompt_format: PromptFormat | None = Field(
+        None, description="default: the checkpoint's; of an LLM, its chat template"
+    )
+    max_tokens: int = Field(64, ge=1, description="longest continuation, tokens")
+    temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int | None = None
+    shard: str = Field("0/1", description="i/n: every n-th line from line i on, into an output of its own")
+    min_seconds: float = Field(0.1, ge=0, description="shorter audio is dropped")
+    max_seconds: float = Field(30.0, gt=0, description="longer audio is dropped")
+    max_prompt_tokens: int = Field(192, ge=1, description="lines with longer prompts are dropped")
+    dtype: Dtype = Field("auto", description="precision of the LLM; auto: its own")
+    cache: Path = CACHE
+    vllm: CliUnknownArgs = Field([], description="further options are vLLM's engine options")
+
+    def cli_cmd(self) -> None:
+        """Writes the continuations and reports what was dropped."""
+        counts = asyncio.run(self._write())
+        table = Table("lines", "")
+        for outcome, count in counts.most_common():
+            table.add_row(str(count), outcome if outcome == "continued" else f"dropped: {outcome}")
+        console.print(table)
+
+    async def _write(self) -> Counter[str]:
+        from models.training.llm import open_llm
+        from service.alignment.continuation import Limits, Shard, Writer, write_continuations
+        from service.audio.recordings import read_samples
+        from service.engine import Engine, Sampling
+
+        llm, prompts = open_llm(self.model, self.cache, self.prompt_format)
+        drop_first_space = prompts.prompt_format == "blsp"
+        engine = await asyncio.to_thread(
+            Engine.start, llm, llm.name, self.dtype, self.vllm, drop_first_space=drop_first_space
+        )
+        sampling = Sampling(self.max_tokens, temperature=self.temperature, top_p=self.top_p, seed=self.seed)
+        limits = Limits(self.min_seconds, self.max_seconds, self.max_prompt_tokens)
+        writer = Writer(engine.stream, sampling, prompts, read_samples, self.instruction, limits)
+        try:
+            with resumed_progress("Continuing") as show:
+                shard = Shard.parse(self.shard)
+                return await write_continuations(self.manifest, self.out, writer, shard=shard, progress=show)
+        finally:
+            await engine.close()
+
+
+class Align(BaseSettings):
+    """Train the adapter of a checkpoint on continuations; a run that was killed goes on from its last checkpoint."""
+
+    model_config = SettingsConfigDict(env_prefix="BLSP_", extra="forbid", protected_namespaces=())
+
+    checkpoint: CliPositionalArg[str] = Field(
+        description="checkpoint with encoder and LLM; without adapter.safetensors a new adapter is trained"
+    )
+    data: CliPositionalArg[Path] = Field(description="what `blsp continue` wrote: a file, or a folder of *.jsonl")
+    out: CliPositionalArg[Path] = Field(description="folder for the trained checkpoint, logs and plot")
+    loss: Literal["ce", "kl"] = Field(
+        "ce", description="ce: cross-entropy of the continuation; kl: divergence from the LLM that reads the transcript"
+    )
+    instruction: str = Field(CONTINUE, description="what stands before the speech")
+    cache: Path = CACHE
+    trainer: CliUnknownArgs = HUGGING_FACE
+
+    def cli_cmd(self) -> None:
+        """Trains."""
+        from models.checkpoint import open_checkpoint
+        from models.features import SAMPLE_RATE
+        from models.training.align import align
+        from models.training.arguments import ALIGN, training_arguments
+        from models.training.manifest import read_examples
+        from service.audio.recordings import read_samples
+
+        args = training_arguments(self.out, self.trainer, ALIGN)
+        examples = read_examples(self.data)
+        if args.should_log:
+            hours = sum(example.samples for example in examples) / SAMPLE_RATE / 3600
+            console.print(f"{len(examples)} examples, {hours:.2f} hours of speech")
+        checkpoint = open_checkpoint(self.checkpoint, self.cache)
+        align(checkpoint, examples, read_samples, args, objective=self.loss, instruction=self.instruction)
+        if args.should_log:
+            console.print(f"Wrote {self.out}")
+
+
+class Evaluate(BaseSettings):
+    """Ask a model the same questions in writing and in speech, and compare."""
+
+    model_config = SettingsConfigDict(env_prefix="BLSP_", extra="forbid", protected_namespaces=())
+
+    model: CliPositionalArg[str] = Field(description="checkpoint, or the URL of a server: http://127.0.0.1:8000")
+    manifest: CliPositionalArg[Path] = Field(
+        description='JSON lines {"audio", "text", "instruction", "reference", "task": "wer", "bleu", "exact" or "accuracy"}'
+    )
+    out: CliPositionalArg[Path] = Field(Path("evaluation"), description="folder for evaluation.json and evaluation.png")
+    max_tokens: int = Field(128, ge=1, description="longest reply, tokens")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of a local checkpoint")
+    device: str = Field("cpu", description="where a local checkpoint runs, e.g. cuda")
+    timeout: float = Field(120.0, gt=0, description="seconds that a server may take for a reply")
+    cache: Path = CACHE
+
+    def cli_cmd(self) -> None:
+        """Prints the table and writes the rest."""
+        import httpx
+
+        from models.evaluation import Question
+        from models.training.manifest import read_manifest
+        from service.alignment import evaluation
+        from service.audio.recordings import read_samples
+
+        questions = read_manifest(self.manifest, Question)
+        with httpx.Client(base_url=self.model if "://" in self.model else "", timeout=self.timeout) as client:
+            model = evaluation.ServedModel(client, read_samples) if "://" in self.model else self._local()
+            with progress_bar() as bar:
+                task = bar.add_task("Asking", total=evaluation.work(questions, model))
+                base = self.manifest.parent.absolute()
+                result = evaluation.evaluate(
+                    self.model, model, questions, base, self.max_tokens, lambda n: bar.advance(task, n)
+                )
+        evaluation.write_results(result, self.out)
+        Console().print(evaluation.table(result))
+
+    def _local(self) -> "LocalModel":
+        import torch
+
+        from models.checkpoint import open_checkpoint
+        from models.training.local import LocalModel
+        from service.audio.recordings import read_samples
+
+        checkpoint = open_checkpoint(self.model, self.cache)
+        return LocalModel(checkpoint, read_samples, getattr(torch, self.dtype), self.device)
+
+
+class Instruct(BaseSettings):
+    """Instruction-tune an LLM on a file in Alpaca's form, the paper's first stage; a killed run goes on."""
+
+    model_config = SettingsConfigDict(env_prefix="BLSP_", extra="forbid", protected_namespaces=())
+
+    model: CliPositionalArg[str] = Field(description="folder or Hugging Face id of an LLM")
+    data: CliPositionalArg[Path] = Field(description='JSON list or lines of {"instruction", "input", "output"}')
+    out: CliPositionalArg[Path] = Field(description="folder for the tuned LLM, logs and plot")
+    prompt_format: PromptFormat | None = Field(None, description="default: the LLM's chat template, if it has one")
+    cache: Path = CACHE
+    trainer: CliUnknownArgs = HUGGING_FACE
+
+    def cli_cmd(self) -> None:
+        """Trains."""
+        from models.training.arguments import INSTRUCT, training_arguments
+        from models.training.instruct import instruct, read_alpaca
+        from models.training.llm import open_llm
+
+        args = training_arguments(self.out, self.trainer, INSTRUCT)
+        lessons = read_alpaca(self.data)
+        instruct(*open_llm(self.model, self.cache, self.prompt_format), lessons, args)
+        if args.should_log:
+            console.print(f"Wrote {self.out}")

@@ -1,0 +1,271 @@
+"""Chat completions, completions, responses and tokenization: vLLM's own serving classes, with a renderer that understands audio.
+
+What vLLM offers for text (streaming, logprobs, n, stop, JSON schemas, tools) our users have for speech, because all that changes is how
+messages become a prompt. With `service/engine.py` this is all that imports vLLM.
+"""
+
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from pydantic import BaseModel, model_validator
+from vllm.entrypoints.openai.chat_completion import protocol as chat_protocol
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.openai.completion import protocol as completion_protocol
+from vllm.entrypoints.openai.completion.protocol import CompletionResponse
+from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.entrypoints.openai.models.protocol import BaseModelPath
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.entrypoints.openai.responses import protocol as responses_protocol
+from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
+from vllm.entrypoints.serve.tokenize import protocol as tokenize_protocol
+from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, DetokenizeResponse, TokenizeResponse
+from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
+from vllm.exceptions import VLLMError
+from vllm.inputs.engine import EngineInput
+from vllm.renderers.chat_utils import ConversationMessage
+from vllm.renderers.online_renderer import OnlineRenderer
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from models.prompt import PromptBuilder
+from service.answers.conversation import hear_messages, parse_messages
+from service.answers.operator_fields import refuse_operator_fields
+from service.engine import Engine, as_api_error
+from service.errors import ApiError, InvalidRequest, ModelNotFound, OptionError
+from service.listening.listener import Listener
+from service.telemetry import timeline
+
+log = logging.getLogger(__name__)
+
+__all__ = [
+    "ChatCompletionRequest",
+    "ChatCompletionResponse",
+    "ChatService",
+    "CompletionRequest",
+    "CompletionResponse",
+    "DetokenizeRequest",
+    "DetokenizeResponse",
+    "ResponsesRequest",
+    "TokenizeRequest",
+    "TokenizeResponse",
+]
+
+
+class _Checked(BaseModel):
+    """Some of vLLM's validators look into values before they have checked that these are objects."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse_what_vllm_stumbles_over(cls, data: Any, read: Callable[[Any], Any]) -> Any:
+        try:
+            return read(data)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"a value has the wrong type: {error}") from error
+
+
+class ChatCompletionRequest(_Checked, chat_protocol.ChatCompletionRequest):
+    """OpenAI's request, as vLLM reads it."""
+
+
+class CompletionRequest(_Checked, completion_protocol.CompletionRequest):
+    """OpenAI's request, as vLLM reads it."""
+
+
+class ResponsesRequest(_Checked, responses_protocol.ResponsesRequest):
+    """OpenAI's request, as vLLM reads it."""
+
+
+class TokenizeTextRequest(_Checked, tokenize_protocol.TokenizeCompletionRequest):
+    """A text to tokenize."""
+
+
+class TokenizeMessagesRequest(_Checked, tokenize_protocol.TokenizeChatRequest):
+    """Messages to tokenize."""
+
+
+TokenizeRequest = TokenizeTextRequest | TokenizeMessagesRequest
+
+
+class SpeechRenderer(OnlineRenderer):
+    """Renders chat requests with the checkpoint's own prompt builder; audio parts become speech embeddings."""
+
+    def __init__(self, engine: Engine, listener: Listener, prompts: PromptBuilder, **options: Any) -> None:
+        super().__init__(engine.llm.model_config, engine.llm.renderer, request_logger=None, **options)
+        self.engine = engine
+        self.listener = listener
+        self.prompts = prompts
+
+    async def preprocess_chat(
+        self, request: Any, messages: list[Any], *args: Any, tool_dicts: Any = None, parser: Any = None, **kwargs: Any
+    ) -> tuple[list[ConversationMessage], list[EngineInput]]:
+        """Messages to one engine input; called by OnlineRenderer once it has checked the tools."""
+        refuse_operator_fields(request)
+        drafts = parse_messages(messages)
+        heard, _ = await hear_messages(drafts, self.listener)
+        try:
+            prompt = self.prompts.build(heard, tools=tool_dicts, template_options=request.chat_template_kwargs)
+        except ValueError as error:
+            raise InvalidRequest(str(error), param="messages") from error
+        timeline.get().audio_tokens = prompt.speech_tokens
+        if parser is not None:  # has its say in how tool calls and thoughts are generated
+            options = request.chat_template_kwargs or {}
+            parser(self.renderer.tokenizer, request.tools, chat_template_kwargs=options).adjust_request(request)
+        conversation: list[ConversationMessage] = [{"role": draft.role} for draft in drafts]
+        return conversation, [self.engine.input(prompt)]
+
+
+class ChatService:
+    """The endpoints whose requests and replies are vLLM's own.
+
+    Every method raises ApiError for whatever is wrong with the request before the reply has begun.
+    """
+
+    def __init__(
+        self, engine: Engine, listener: Listener, prompts: PromptBuilder, model_name: str, tool_parser: str | None
+    ) -> None:
+        self._engine = engine
+        self._model_name = model_name
+        self._prompts = prompts
+        template: Any = {"chat_template": None, "chat_template_content_format": "auto"}
+        parsers: Any = {
+            "tool_parser": tool_parser,
+            "enable_auto_tools": tool_parser is not None,
+            "reasoning_parser": engine.llm.vllm_config.structured_outputs_config.reasoning_parser,
+        }
+        try:
+            renderer = SpeechRenderer(engine, listener, prompts, **template, **parsers)
+        except TypeError as error:
+            raise OptionError(str(error)) from error
+        self._has_tool_parser = renderer.parser is not None and renderer.parser.tool_parser_cls is not None
+        models = OpenAIServingModels(engine.llm, [BaseModelPath(model_name, engine.llm.model_config.model)])
+        shared: Any = {"online_renderer": renderer, "request_logger": None, "enable_prompt_tokens_details": True}
+        self._chat = OpenAIServingChat(engine.llm, models, "assistant", **shared, **template, **parsers)
+        self._completion = OpenAIServingCompletion(engine.llm, models, **shared)
+        self._responses = OpenAIServingResponses(engine.llm, models, **shared, **template, **parsers)
+        self._tokenization = ServingTokenization(models, renderer, **template)
+
+    async def complete(self, request: ChatCompletionRequest) -> AsyncIterator[str] | dict[str, Any]:
+        """A chat completion; with `stream` the lines of its server-sent events."""
+        self._check_tools(request)
+        reply = await self._ask(self._chat.create_chat_completion(request))
+        if isinstance(reply, AsyncIterator):
+            return self._lines(reply)
+        return _filled(reply.model_dump())
+
+    async def complete_text(self, request: CompletionRequest) -> AsyncIterator[str] | dict[str, Any]:
+        """A completion of plain text; with `stream` the lines of its server-sent events."""
+        if request.prompt_embeds is not None:
+            raise InvalidRequest(
+                "Prompts are texts or token ids; for speech use chat completions.", param="prompt_embeds"
+            )
+        refuse_operator_fields(request)
+        reply = await self._ask(self._completion.create_completion(request))
+        if isinstance(reply, AsyncIterator):
+            return self._lines(reply)
+        return _filled(reply.model_dump())
+
+    async def respond(self, request: ResponsesRequest) -> AsyncIterator[str] | dict[str, Any]:
+        """A response; with `stream` the lines of its server-sent events. Nothing is stored."""
+        self._check_tools(request)
+        try:
+            reply = await self._ask(self._responses.create_responses(request))
+        except (AttributeError, LookupError, TypeError) as error:  # vLLM reads `input` without having checked it
+            log.warning("vLLM could not read a response's input", exc_info=True)
+            raise InvalidRequest(f"The input can't be read: {error!r}.", param="input") from error
+        if isinstance(reply, AsyncIterator):
+            return _events(reply)
+        return _whole_response(reply.model_dump(mode="json", by_alias=True))
+
+    async def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
+        """The token ids of a text or of messages; 0 where speech stands."""
+        refuse_operator_fields(request)
+        reply: dict[str, Any] = (await self._ask(self._tokenization.create_tokenize(request, None))).model_dump()
+        return reply
+
+    async def detokenize(self, request: DetokenizeRequest) -> dict[str, Any]:
+        """The text of token ids."""
+        reply: dict[str, Any] = (await self._ask(self._tokenization.create_detokenize(request, None))).model_dump()
+        return reply
+
+    async def _ask(self, reply: Awaitable[Any]) -> Any:
+        try:
+            answer = await reply
+        except (VLLMError, ValueError, EngineDeadError) as error:
+            raise as_api_error(error) from error
+        if isinstance(answer, ErrorResponse):
+            raise self._refusal(answer.error)
+        return answer
+
+    def _refusal(self, error: ErrorInfo) -> ApiError:
+        if error.code >= ApiError.status:
+            return as_api_error(EngineDeadError()) if self._engine.llm.errored else ApiError(error.message)
+        if error.param == "model":
+            return ModelNotFound(f"{error.message} This server has {self._model_name!r}.", param="model")
+        return InvalidRequest(error.message, param=error.param)
+
+    def _check_tools(self, request: ChatCompletionRequest | ResponsesRequest) -> None:
+        if not request.tools:
+            return
+        if self._prompts.prompt_format == "blsp":
+            raise InvalidRequest(
+                "Tools need a model with a chat template; this one has the 'blsp' prompt format.", param="tools"
+            )
+        if not self._has_tool_parser and request.tool_choice != "none":
+            raise InvalidRequest(
+                "This server has no parser for the LLM's tool calls; start it with --tool-call-parser, or set tool_choice to 'none'.",
+                param="tools",
+            )
+
+    async def _lines(self, lines: AsyncIterator[str]) -> AsyncIterator[str]:
+        """The events of a stream of vLLM's, with what OpenAI has and vLLM has not, and errors in our form."""
+        async for line in lines:
+            if line.startswith('data: {"error": '):
+                error = ErrorInfo.model_validate(json.loads(line.removeprefix("data: "))["error"])
+                line = _line(self._refusal(error).body())
+            elif '"prompt_tokens_details":{' in line or '"logprobs":{' in line:
+                line = _line(_filled(json.loads(line.removeprefix("data: "))))
+            yield line
+
+
+def _filled(body: dict[str, Any]) -> dict[str, Any]:
+    """A reply or chunk, with what OpenAI has and vLLM has not: which of the prompt's tokens are audio, and `refusal`."""
+    usage = body.get("usage")
+    if usage and "prompt_tokens_details" in usage:
+        audio = timeline.get().audio_tokens
+        usage["prompt_tokens_details"] = {
+            "audio_tokens": audio,
+            "text_tokens": usage["prompt_tokens"] - audio,
+            "cached_tokens": (usage["prompt_tokens_details"] or {}).get("cached_tokens") or 0,
+        }
+    for choice in body["choices"]:
+        if "content" in (choice.get("logprobs") or {}):
+            choice["logprobs"]["refusal"] = None
+    return body
+
+
+def _whole_response(response: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI requires `error`, which vLLM leaves out."""
+    return response | {"error": None}
+
+
+async def _events(events: AsyncIterator[Any]) -> AsyncIterator[str]:
+    """The named events of a streamed response; what goes wrong on the way is the last of them."""
+    number = 0
+    try:
+        async for event in events:
+            body = event.model_dump(mode="json", by_alias=True)
+            number = body["sequence_number"]
+            if "response" in body:
+                body["response"] = _whole_response(body["response"])
+            yield f"event: {body['type']}\n{_line(body)}"
+    except (ApiError, VLLMError, EngineDeadError) as error:
+        refusal = error if isinstance(error, ApiError) else as_api_error(error)
+        body = refusal.body()["error"] | {"type": "error", "sequence_number": number + 1}
+        yield f"event: error\n{_line(body)}"
+
+
+def _line(event: dict[str, Any]) -> str:
+    return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"

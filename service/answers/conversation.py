@@ -1,0 +1,155 @@
+"""OpenAI-style messages with text and audio to the messages of a prompt."""
+
+import asyncio
+import base64
+import binascii
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from models.prompt import Message, Role, Speech
+from service.errors import InvalidRequest
+from service.listening.listener import Listener, Recording
+
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
+TEXT_PARTS = ("text", "input_text", "output_text")  # the latter two in responses
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A recording that is still at a URL; `param` names the field."""
+
+    url: str
+    param: str
+
+
+_Part = str | bytes | Remote
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A message whose audio is still bytes, or elsewhere."""
+
+    role: Role
+    parts: list[_Part]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_messages(messages: Iterable[Any], name: str = "messages") -> list[Draft]:
+    """Reads messages in OpenAI's form: content is a string or a list of `text`, `input_audio` and `audio_url` parts.
+
+    Raises InvalidRequest that names the message and the part which is wrong.
+    """
+    return [_parse_message(message, f"{name}[{i}]") for i, message in enumerate(messages)]
+
+
+async def hear_messages(drafts: Sequence[Draft], listener: Listener) -> tuple[list[Message], list[Recording]]:
+    """Listens to every recording at the same time; returns the messages, and the recordings in their order."""
+    audio = [part for draft in drafts for part in draft.parts if not isinstance(part, str)]
+    recordings = await asyncio.gather(*(_hear(part, listener) for part in audio))
+    heard = iter(recordings)
+    messages = [
+        Message(
+            draft.role,
+            [part if isinstance(part, str) else Speech(next(heard).rows) for part in draft.parts],
+            draft.extra,
+        )
+        for draft in drafts
+    ]
+    return messages, list(recordings)
+
+
+async def _hear(part: bytes | Remote, listener: Listener) -> Recording:
+    data = await listener.fetcher.fetch(part.url, part.param) if isinstance(part, Remote) else part
+    return await listener.hear(io.BytesIO(data))
+
+
+def _parse_message(message: Any, where: str) -> Draft:
+    if not isinstance(message, Mapping):
+        raise InvalidRequest("A message is an object with 'role' and 'content'.", param=where)
+    role = ROLES.get(str(message.get("role")))
+    if role is None:
+        raise InvalidRequest(
+            f"Unknown role {message.get('role')!r}; use one of {', '.join(ROLES)}.", param=f"{where}.role"
+        )
+    return Draft(role, _parse_content(message.get("content"), role, f"{where}.content"), _parse_extra(message, where))
+
+
+def _parse_content(content: Any, role: Role, where: str) -> list[_Part]:
+    if isinstance(content, str):
+        return [content]
+    if content is None and role == "assistant":
+        return [""]
+    if isinstance(content, bytes) or not isinstance(content, Iterable):
+        raise InvalidRequest("'content' is a string or a list of parts.", param=where)
+    return [_parse_part(part, f"{where}[{i}]") for i, part in enumerate(content)]
+
+
+def _parse_part(part: Any, where: str) -> _Part:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind in TEXT_PARTS and isinstance(part.get("text"), str):
+        return str(part["text"])
+    if kind == "input_audio" and isinstance(part.get("input_audio"), Mapping):
+        return _decode_base64(part["input_audio"].get("data"), f"{where}.input_audio.data")
+    if kind == "audio_url" and isinstance(part.get("audio_url"), Mapping):
+        return _read_url(part["audio_url"].get("url"), f"{where}.audio_url.url")
+    raise InvalidRequest(
+        'A part is {"type": "text", "text": "…"}, {"type": "input_audio", "input_audio": {"data": "<base64>", "format": "wav"}} '
+        'or {"type": "audio_url", "audio_url": {"url": "data:audio/wav;base64,…"}}.',
+        param=where,
+    )
+
+
+def _read_url(url: Any, where: str) -> bytes | Remote:
+    if str(url).partition(":")[0].lower() in ("http", "https"):
+        return Remote(str(url), where)
+    return read_data_url(url, where)
+
+
+def read_data_url(url: Any, where: str) -> bytes:
+    """What a data: URL in base64 holds; raises InvalidRequest that names the field `where`."""
+    scheme, _, rest = str(url).partition(":")
+    media, comma, data = rest.partition(",")
+    if scheme.lower() != "data" or not comma or not media.lower().endswith(";base64"):
+        raise InvalidRequest("This is no data: URL in base64, data:audio/wav;base64,…", param=where)
+    return _decode_base64(data, where)
+
+
+def _decode_base64(data: Any, where: str) -> bytes:
+    if not isinstance(data, str):
+        raise InvalidRequest("Audio is a base64 string.", param=where)
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest(f"Audio is not valid base64: {error}.", param=where) from error
+
+
+def _parse_extra(message: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Calls of tools and their results, in the form that chat templates read: arguments are objects, not JSON texts."""
+    extra = {name: message[name] for name in ("name", "tool_call_id") if message.get(name) is not None}
+    calls = list(message.get("tool_calls") or ())
+    if calls:
+        extra["tool_calls"] = [_parse_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
+    return extra
+
+
+def _parse_call(call: Any, where: str) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise InvalidRequest("A tool call has a 'function' with 'name' and 'arguments'.", param=where)
+    arguments = function.get("arguments") or "{}"
+    try:
+        parsed = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except ValueError as error:
+        raise InvalidRequest(
+            f"The arguments are not valid JSON: {error}.", param=f"{where}.function.arguments"
+        ) from error
+    return {**call, "function": {**function, "arguments": parsed}}

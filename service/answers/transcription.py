@@ -1,0 +1,214 @@
+"""OpenAI's `POST /v1/audio/transcriptions` and `/v1/audio/translations`.
+
+A long recording is cut at quiet places into pieces of at most 30 s, which the engine works on at the same time; their texts are joined in
+order.
+"""
+
+import asyncio
+import uuid
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from torch import Tensor
+
+from models.features import SAMPLE_RATE
+from models.prompt import Message, PromptBuilder, Speech
+from service.answers.fields import as_list
+from service.answers.segments import srt, vtt
+from service.engine import Delta, Engine, Sampling
+from service.errors import ModelNotFound
+from service.listening.listener import Recording
+
+ResponseFormat: TypeAlias = Literal["json", "text", "srt", "verbose_json", "vtt"]
+
+
+def _no_words(value: Any) -> Any:
+    if value == "word":
+        raise ValueError("a BLSP model has no times of words; use segment, with response_format verbose_json")
+    return value
+
+
+Granularity: TypeAlias = Annotated[Literal["segment"], BeforeValidator(_no_words)]
+
+
+class TranscriptionRequest(BaseModel):
+    """The form fields beside `file`."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    model: str | None = Field(None, description="a name that GET /v1/models lists; by default the only one")
+    language: str = Field("", description="language of the recording; said back in verbose_json")
+    prompt: str = Field("", description="text that the model reads before the instruction")
+    temperature: float = Field(0.0, ge=0, le=1, description="0 is greedy")
+    response_format: ResponseFormat = "json"
+    stream: bool = Field(False, description="server-sent events transcript.text.delta and transcript.text.done")
+    timestamp_granularities: Annotated[list[Granularity], BeforeValidator(as_list)] = Field(
+        ["segment"], alias="timestamp_granularities[]", description="segment; the models have no times of words"
+    )
+    chunking_strategy: Literal["auto"] = Field("auto", description="long recordings are always cut at quiet places")
+
+
+@dataclass
+class Piece:
+    """What was said in one piece of the recording, as far as it is generated."""
+
+    id: int
+    start: float
+    end: float
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    logprob: float = 0.0
+    prompt_tokens: int = 0
+
+    def add(self, delta: Delta) -> None:
+        """Takes one step."""
+        self.text += delta.text
+        self.tokens += delta.token_ids
+        self.logprob += delta.logprob
+        self.prompt_tokens = delta.prompt_tokens
+
+    def verbose(self, temperature: float) -> dict[str, Any]:
+        """OpenAI's segment object; `no_speech_prob` is 0, for a BLSP model doesn't tell."""
+        data = self.text.encode()
+        return {
+            "id": self.id,
+            "seek": round(self.start * 100),
+            "start": self.start,
+            "end": self.end,
+            "text": self.text,
+            "tokens": self.tokens,
+            "temperature": temperature,
+            "avg_logprob": self.logprob / max(1, len(self.tokens)),
+            "compression_ratio": len(data) / max(1, len(zlib.compress(data))),
+            "no_speech_prob": 0.0,
+        }
+
+
+@dataclass
+class Transcript:
+    """All pieces of a recording."""
+
+    recording: Recording
+    pieces: list[Piece]
+
+    @classmethod
+    def of(cls, recording: Recording) -> "Transcript":
+        """An empty transcript, with a piece for each window."""
+        ends = [end / SAMPLE_RATE for end in accumulate(recording.lengths)]
+        return cls(recording, [Piece(i, *times) for i, times in enumerate(pairwise([0.0, *ends]))])
+
+    @property
+    def text(self) -> str:
+        """The pieces' texts, joined by spaces."""
+        return " ".join(filter(None, (piece.text.strip() for piece in self.pieces)))
+
+    def usage(self) -> dict[str, Any]:
+        """OpenAI's usage by tokens, over all pieces."""
+        prompt = sum(piece.prompt_tokens for piece in self.pieces)
+        completion = sum(len(piece.tokens) for piece in self.pieces)
+        audio = len(self.recording.rows)
+        return {
+            "type": "tokens",
+            "input_tokens": prompt,
+            "output_tokens": completion,
+            "total_tokens": prompt + completion,
+            "input_token_details": {"audio_tokens": audio, "text_tokens": prompt - audio},
+        }
+
+    def body(self, request: TranscriptionRequest) -> str | dict[str, Any]:
+        """The reply to a transcription: text for the formats that are text, else a JSON object."""
+        if request.response_format in ("text", "srt", "vtt"):
+            return {"text": lambda _: self.text + "\n", "srt": srt, "vtt": vtt}[request.response_format](self.pieces)
+        if request.response_format == "json":
+            return {"text": self.text, "usage": self.usage()}
+        return {
+            "duration": self.recording.seconds,
+            "language": request.language,
+            "text": self.text,
+            "segments": [piece.verbose(request.temperature) for piece in self.pieces],
+            "usage": {"type": "duration", "seconds": self.recording.seconds},
+        }
+
+    def translation(self, request: TranscriptionRequest) -> str | dict[str, Any]:
+        """The reply to a translation: OpenAI's has no usage, and the language is that of the text."""
+        body = self.body(request)
+        if isinstance(body, str):
+            return body
+        del body["usage"]
+        return body | ({"language": "english"} if "language" in body else {})
+
+
+Shape: TypeAlias = Callable[[Transcript, TranscriptionRequest], str | dict[str, Any]]
+"""How a transcript becomes a reply: Transcript.body or Transcript.translation."""
+
+
+class TranscriptionService:
+    """Writes down what is said, or what it means in English."""
+
+    def __init__(self, engine: Engine, prompts: PromptBuilder, model_name: str) -> None:
+        self._engine = engine
+        self._prompts = prompts
+        self._model_name = model_name
+
+    async def write(
+        self, request: TranscriptionRequest, transcript: Transcript, instruction: str
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Fills a transcript; yields OpenAI's `transcript.text.delta` events in the order of the recording, then the `done` event.
+
+        Closing the iterator ends all generations. Raises ApiError.
+        """
+        if request.model not in (None, self._model_name):
+            raise ModelNotFound(
+                f"The model {request.model!r} does not exist; this server has {self._model_name!r}.", param="model"
+            )
+        queues = [asyncio.Queue[str | None]() for _ in transcript.pieces]
+        parts = zip(transcript.pieces, transcript.recording.windows, queues, strict=True)
+        tasks = [asyncio.create_task(self._write_piece(request, instruction, *part)) for part in parts]
+        try:
+            space = ""  # what the text so far ends with: it is said only when text follows
+            for queue, task in zip(queues, tasks, strict=True):
+                async for text in _texts(queue):
+                    yield {"type": "transcript.text.delta", "delta": space + text}
+                    space = ""
+                await task
+                space = " " if transcript.text else ""
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        yield {"type": "transcript.text.done", "text": transcript.text, "usage": transcript.usage()}
+
+    async def _write_piece(
+        self,
+        request: TranscriptionRequest,
+        instruction: str,
+        piece: Piece,
+        rows: Tensor,
+        queue: asyncio.Queue[str | None],
+    ) -> None:
+        system = [Message("system", [request.prompt])] if request.prompt else []
+        prompt = self._prompts.build([*system, Message("user", [instruction, Speech(rows)])])
+        sampling = Sampling(temperature=request.temperature, logprobs=request.response_format == "verbose_json")
+        try:
+            async with aclosing(self._engine.stream(prompt, sampling, f"transcription-{uuid.uuid4().hex}")) as deltas:
+                async for delta in deltas:
+                    piece.add(delta)
+                    queue.put_nowait(delta.text)
+        finally:
+            queue.put_nowait(None)
+
+
+async def _texts(queue: asyncio.Queue[str | None]) -> AsyncIterator[str]:
+    """The texts up to None, less the white space around the whole."""
+    begun, space = False, ""
+    while (text := await queue.get()) is not None:
+        text = space + text if begun else text.lstrip()
+        space = text[len(text.rstrip()) :]
+        if text := text.rstrip():
+            begun = True
+            yield text

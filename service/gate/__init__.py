@@ -1,0 +1,1 @@
+"""Who gets in, and how much of it at the same time."""

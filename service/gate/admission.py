@@ -1,0 +1,106 @@
+"""Who gets in: limits on what is being done and on what waits, in all and for each client. This file knows nothing about HTTP."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from service.errors import Overloaded
+from service.gate.keys import ANONYMOUS
+from service.telemetry import metrics
+
+MAX_BUCKETS = 10_000  # clients whose rate is remembered, before those that have been quiet are forgotten
+
+_client: ContextVar[str] = ContextVar("client", default=ANONYMOUS)
+
+
+def current_client() -> str:
+    """The name of the client whose request is running."""
+    return _client.get()
+
+
+class Queued(NamedTuple):
+    """What waits inside the service."""
+
+    audio_seconds: float  # for the encoder
+    prompt_tokens: int  # for their first token
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the service takes on at most; 0 is no limit."""
+
+    requests: int
+    audio_seconds: float
+    prompt_tokens: int
+    client_requests: int
+    client_requests_per_minute: int
+
+
+class Admission:
+    """Lets requests in, or refuses them at once; nothing waits here. Belongs to one event loop."""
+
+    def __init__(
+        self, limits: Limits, queued: Callable[[], Queued], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._limits = limits
+        self._queued = queued
+        self._clock = clock
+        self._running: Counter[str] = Counter()
+        self._buckets: dict[str, tuple[float, float]] = {}  # requests left, and when that was so
+
+    @contextmanager
+    def admit(self, client: str) -> Iterator[None]:
+        """Counts a request as running for the duration of the block. Raises Overloaded."""
+        try:
+            self._check(client)
+        except Overloaded as error:
+            metrics.REFUSALS.labels(error.code).inc()
+            raise
+        self._running[client] += 1
+        token = _client.set(client)
+        try:
+            yield
+        finally:
+            _client.reset(token)
+            self._running[client] -= 1
+            if not self._running[client]:
+                del self._running[client]
+
+    def _check(self, client: str) -> None:
+        limits, queued = self._limits, self._queued()
+        if 0 < limits.client_requests <= self._running[client]:
+            raise Overloaded(
+                f"You have {self._running[client]} requests running, as many as one client may. Wait for one to end.",
+                code="client_requests",
+            )
+        if 0 < limits.requests <= self._running.total():
+            raise Overloaded("The service is busy with as many requests as it takes. Try again soon.", code="requests")
+        if 0 < limits.audio_seconds <= queued.audio_seconds:
+            raise Overloaded(
+                f"{queued.audio_seconds:.0f} s of audio wait for the encoder. Try again soon.", code="audio_seconds"
+            )
+        if 0 < limits.prompt_tokens <= queued.prompt_tokens:
+            raise Overloaded(
+                f"Prompts of {queued.prompt_tokens} tokens wait for the LLM. Try again soon.", code="prompt_tokens"
+            )
+        if limits.client_requests_per_minute:
+            self._take_from_bucket(client, limits.client_requests_per_minute)
+
+    def _take_from_bucket(self, client: str, per_minute: int) -> None:
+        now = self._clock()
+        left, then = self._buckets.get(client, (per_minute, now))
+        left = min(per_minute, left + (now - then) * per_minute / 60)
+        if left < 1:
+            raise Overloaded(
+                f"A client may make {per_minute} requests in a minute, and you have. Wait.",
+                code="rate",
+                retry_after=math.ceil((1 - left) * 60 / per_minute),
+            )
+        if len(self._buckets) >= MAX_BUCKETS:
+            self._buckets = {name: bucket for name, bucket in self._buckets.items() if now - bucket[1] < 60}
+        self._buckets[client] = (left - 1, now)

@@ -1,0 +1,1 @@
+"""The edge: from an HTTP request to the parts below, and back."""

@@ -1,0 +1,180 @@
+"""The FastAPI application: its life, its errors, and what every request passes through."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.answers.fields import invalid_field
+from service.engine import VLLMClientError, as_api_error
+from service.errors import ApiError, InvalidRequest, Overloaded, UploadTooLarge, UploadTooSlow
+from service.gate.admission import Admission, Queued
+from service.gate.keys import Keys
+from service.http import routes
+from service.http.body import MAX_FIELD_BYTES
+from service.http.door import Admitted, Deadlines
+from service.http.middleware import CLIENT_GONE, KeyRequired, Observed
+from service.http.openapi import complete
+from service.loading import Service
+from service.settings import ServeSettings
+from service.telemetry import metrics, tracing
+
+CHECK_SECONDS = 1.0  # between two looks at the engine
+
+Load = Callable[[], Awaitable[Service]]
+
+
+def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = lambda: None) -> FastAPI:
+    """Builds the application; it answers at once, and is ready when `load` has returned.
+
+    Where `load` fails or the engine dies, the error is kept in `app.state.failure` and `stop` is called. Raises OptionError for keys that
+    are none.
+    """
+    keys = Keys(settings.keys, settings.keys_file)
+    traces = tracing.start(version("blsp-serve"))
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(_load(app, load, stop))
+        yield
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+        if app.state.service is not None:
+            await app.state.service.close()
+        if traces is not None:
+            traces.shutdown()
+
+    app = _Application(
+        title="BLSP inference service",
+        summary="Speech and an instruction in, streamed text out.",
+        version=version("blsp-serve"),
+        lifespan=life,
+    )
+    metrics.BUILD.info(routes.versions(app.version) | {"model": settings.name()})
+    app.state.settings = settings
+    app.state.service = app.state.failure = None
+    app.include_router(routes.router)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(VLLMClientError, _engine_refusal)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
+    app.add_middleware(BodyLimit, limit=settings.max_upload_bytes + MAX_FIELD_BYTES)
+    app.add_middleware(Deadlines, upload_seconds=settings.upload_seconds, request_seconds=settings.request_seconds)
+    app.add_middleware(Admitted, admission=Admission(settings.admission(), lambda: _queued(app)))
+    if keys.required:
+        app.add_middleware(KeyRequired, keys=keys, open_paths=settings.open_endpoints)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id"],
+        )
+    app.add_middleware(Observed, paths={route.path for route in app.routes if isinstance(route, Route)})
+    return app
+
+
+def _queued(app: FastAPI) -> Queued:
+    service: Service | None = app.state.service
+    return Queued(0.0, 0) if service is None else service.queued()
+
+
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """The document at /openapi.json."""
+        return complete(super().openapi())
+
+
+async def _load(app: FastAPI, load: Load, stop: Callable[[], None]) -> None:
+    """Loads, then waits for the engine's death; either failure ends the server."""
+    try:
+        app.state.service = await load()
+        metrics.READY.set(1)
+        while True:
+            await app.state.service.engine.check()
+            await asyncio.sleep(CHECK_SECONDS)
+    except Exception as error:
+        metrics.READY.set(0)
+        app.state.failure = error
+        stop()
+
+
+class BodyLimit:
+    """Refuses bodies over a limit while they arrive; reads as much again and drops it, so that the client gets to read the answer."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app = app
+        self.limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on, with a body that ends in an error where it goes over the limit."""
+        received = 0
+
+        async def receive_limited() -> Message:
+            nonlocal received
+            message = await receive()
+            while message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received <= self.limit and declared <= self.limit:
+                    break
+                if received > 2 * self.limit or not message.get("more_body"):
+                    raise HTTPException(413, f"The request's body is larger than the limit of {self.limit} bytes.")
+                message = await receive()
+            return message
+
+        declared = int(Headers(scope=scope).get("content-length", 0)) if scope["type"] == "http" else 0
+        await self.app(scope, receive_limited, send)
+
+
+def _respond(error: ApiError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    metrics.REFUSALS.labels(error.code or error.type).inc()
+    if isinstance(error, Overloaded):
+        headers = {"Retry-After": str(error.retry_after)}
+    return JSONResponse(error.body(), error.status, headers)
+
+
+async def _api_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return _respond(error)
+
+
+async def _validation_error(_: Request, error: Exception) -> JSONResponse:
+    """FastAPI's 422, as OpenAI's 400 that names the first field which is wrong."""
+    assert isinstance(error, RequestValidationError)
+    return _respond(invalid_field(error.errors()[0]))
+
+
+async def _engine_refusal(_: Request, error: Exception) -> JSONResponse:
+    """What the validators of vLLM's request types raise past FastAPI."""
+    return _respond(as_api_error(error))
+
+
+async def _http_error(_: Request, error: Exception) -> JSONResponse:
+    """404 and 405 of the router, 408 of Deadlines and 413 of BodyLimit, in OpenAI's shape."""
+    assert isinstance(error, HTTPException)
+    for kind in (UploadTooLarge, UploadTooSlow):
+        if error.status_code == kind.status:
+            return _respond(kind(str(error.detail)))
+    refusal = InvalidRequest(str(error.detail))
+    refusal.status = error.status_code
+    refusal.code = HTTPStatus(error.status_code).name.lower()
+    return _respond(refusal, error.headers)  # Allow, with a 405
+
+
+async def _client_gone(_: Request, __: Exception) -> Response:
+    """Nobody reads this; it ends the request without a traceback in the log."""
+    return Response(status_code=CLIENT_GONE)

@@ -1,0 +1,123 @@
+"""Reading a request's body as it arrives: a form with a file in it, or nothing but audio.
+
+The file goes, byte by byte as it comes, into a GrowingBuffer from which a decoder reads at the same time.
+"""
+
+from collections.abc import AsyncIterable, Callable
+from email.message import Message
+
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser
+
+from service.audio.upload import GrowingBuffer
+from service.errors import ApiError, InvalidRequest, UploadTooLarge
+
+MAX_FIELD_BYTES = 1 << 20
+FILE = "file"
+
+Fields = dict[str, list[str]]
+
+
+async def read_body(chunks: AsyncIterable[bytes], content_type: str, file: GrowingBuffer) -> Fields:
+    """Feeds the audio of a body to `file` and returns the form's other fields, in order of their arrival.
+
+    A body that is not `multipart/form-data` is all audio. After an error the rest of the body is read and dropped, so that the client
+    gets to read the answer. Raises InvalidRequest for a form that is damaged or has no `file`, and what `file.feed` raises.
+    """
+    kind = Message()
+    kind["content-type"] = content_type
+    form: _Form | None = None
+    if kind.get_content_type() == "multipart/form-data":
+        boundary = kind.get_param("boundary")
+        if not isinstance(boundary, str):
+            raise InvalidRequest("The content type multipart/form-data has no boundary.")
+        form = _Form(boundary, file)
+    consume: Callable[[bytes], None] = form.feed if form else file.feed
+    error: ApiError | None = None
+    async for chunk in chunks:
+        try:
+            if error is None:
+                consume(chunk)
+        except ApiError as first:
+            error = first
+    if error is not None:
+        raise error
+    file.finish()
+    return form.finish() if form else {}
+
+
+class _Form:
+    """A multipart form, parsed piece by piece."""
+
+    def __init__(self, boundary: str, file: GrowingBuffer) -> None:
+        self.fields: Fields = {}
+        self._file = file
+        self._has_file = self._ended = False
+        self._name = ""
+        self._value = bytearray()
+        self._header, self._header_value = bytearray(), bytearray()
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._part_begin,
+                "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
+                "on_header_value": lambda data, start, end: self._header_value.extend(data[start:end]),
+                "on_header_end": self._header_end,
+                "on_headers_finished": self._headers_finished,
+                "on_part_data": lambda data, start, end: self._part_data(data[start:end]),
+                "on_part_end": self._part_end,
+                "on_end": self._end,
+            },
+        )
+
+    def feed(self, data: bytes) -> None:
+        try:
+            self._parser.write(data)
+        except MultipartParseError as error:
+            raise InvalidRequest(f"The form is damaged: {error}.") from error
+
+    def finish(self) -> Fields:
+        if not self._ended:
+            raise InvalidRequest("The form ends before its closing boundary.")
+        if not self._has_file:
+            raise InvalidRequest("The form has no audio; send it as the part 'file'.", param=FILE)
+        return self.fields
+
+    def _part_begin(self) -> None:
+        self._name, self._value = "", bytearray()
+
+    def _header_end(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            disposition = Message()
+            disposition["content-disposition"] = self._header_value.decode("utf-8", "replace")
+            name = disposition.get_param("name", header="content-disposition")
+            self._name = name if isinstance(name, str) else ""
+        self._header, self._header_value = bytearray(), bytearray()
+
+    def _headers_finished(self) -> None:
+        if not self._name:
+            raise InvalidRequest("A part of the form has no name.")
+        if self._name == FILE:
+            if self._has_file:
+                raise InvalidRequest("The form has two parts named 'file'; send one recording.", param=FILE)
+            self._has_file = True
+
+    def _part_data(self, data: bytes) -> None:
+        if self._name == FILE:
+            self._file.feed(data)
+            return
+        self._value += data
+        if len(self._value) > MAX_FIELD_BYTES:
+            raise UploadTooLarge(f"The field {self._name!r} is longer than {MAX_FIELD_BYTES} bytes.", param=self._name)
+
+    def _part_end(self) -> None:
+        if self._name == FILE:
+            self._file.finish()
+            return
+        try:
+            self.fields.setdefault(self._name, []).append(self._value.decode())
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(f"The field {self._name!r} is not UTF-8: {error}.", param=self._name) from error
+
+    def _end(self) -> None:
+        self._ended = True

@@ -1,0 +1,117 @@
+"""What a request meets before an endpoint: admission, and the clocks of its upload and of the whole of it."""
+
+import asyncio
+
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import ApiError, DeadlineExceeded, Overloaded, UploadTooSlow
+from service.gate.admission import Admission
+from service.gate.keys import ANONYMOUS
+from service.http.events import sse_line
+
+LAST_WORDS_SECONDS = 5.0  # for a late answer's error to be taken
+
+
+class Admitted:
+    """Answers 429 to what `admission` refuses. Only requests that have work done are asked about: every POST."""
+
+    def __init__(self, app: ASGIApp, admission: Admission) -> None:
+        self.app = app
+        self.admission = admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on."""
+        if not _is_work(scope):
+            await self.app(scope, receive, send)
+            return
+        try:
+            with self.admission.admit(_client(scope)):
+                await self.app(scope, receive, send)
+        except Overloaded as error:
+            await JSONResponse(error.body(), error.status, {"Retry-After": str(error.retry_after)})(
+                scope, receive, send
+            )
+
+
+class Deadlines:
+    """Ends requests whose upload (408) or whole (504) takes too long; a stream that has begun ends with an error event."""
+
+    def __init__(self, app: ASGIApp, upload_seconds: float, request_seconds: float) -> None:
+        self.app = app
+        self.upload_seconds = upload_seconds
+        self.request_seconds = request_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on."""
+        if not _is_work(scope):
+            await self.app(scope, receive, send)
+            return
+        answer = _Answer(send)
+        try:
+            async with asyncio.timeout(self.request_seconds) as clock:
+                await self.app(scope, self._receive_in_time(receive), answer.send)
+        except TimeoutError:
+            if not clock.expired():
+                raise
+            error = DeadlineExceeded(f"The request took longer than {self.request_seconds:g} s.")
+            async with asyncio.timeout(LAST_WORDS_SECONDS):
+                await answer.end(error, scope, receive)
+
+    def _receive_in_time(self, receive: Receive) -> Receive:
+        end = asyncio.get_running_loop().time() + self.upload_seconds
+        complete = False
+
+        async def receive_in_time() -> Message:
+            nonlocal complete
+            if complete:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(end):
+                    message = await receive()
+            except TimeoutError as error:
+                # An HTTPException, because FastAPI takes any other for a damaged body.
+                text = f"The upload took longer than {self.upload_seconds:g} s."
+                raise HTTPException(UploadTooSlow.status, text) from error
+            complete = not message.get("more_body")
+            return message
+
+        return receive_in_time
+
+
+class _Answer:
+    """An answer on its way, as far as it has got."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._start: Message | None = None
+        self._complete = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message
+        await self._send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            self._complete = True
+
+    async def end(self, error: ApiError, scope: Scope, receive: Receive) -> None:
+        """Says what went wrong, where that can still be said; raises the error where it can't."""
+        if self._complete:
+            return
+        if self._start is None:
+            await JSONResponse(error.body(), error.status)(scope, receive, self._send)
+        elif (b"content-type", b"text/event-stream; charset=utf-8") in self._start["headers"]:
+            await self._send({"type": "http.response.body", "body": sse_line(error.body()).encode()})
+        else:
+            raise error
+
+
+def _is_work(scope: Scope) -> bool:
+    return bool(scope["type"] == "http" and scope["method"] == "POST")
+
+
+def _client(scope: Scope) -> str:
+    """The name that whoever checks keys has given the client, else its address."""
+    name = str(scope.get("state", {}).get("client", ANONYMOUS))
+    return str(scope["client"][0]) if name == ANONYMOUS and scope.get("client") else name

@@ -1,0 +1,134 @@
+"""What every request passes through on its way to an endpoint: its id, clock and trace, and the question for its key."""
+
+import logging
+import time
+from collections.abc import Collection
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import ApiError, InvalidKey
+from service.gate.keys import ANONYMOUS, Keys
+from service.telemetry import logs, metrics, timeline, tracing
+
+log = logging.getLogger("service.access")
+
+CLIENT_GONE = 499  # nginx's status for a client that closed the connection
+
+
+class Observed:
+    """Gives each request an id and a timeline; when it has been answered, counts, traces and logs it.
+
+    `paths` are those that may name an endpoint in the metrics before the router has looked.
+    """
+
+    def __init__(self, app: ASGIApp, paths: Collection[str]) -> None:
+        self.app = app
+        self.paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on; what nobody has caught becomes a 500 and a traceback in the log."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+        state["client"] = ANONYMOUS
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        request_id = logs.begin_request(headers.get("x-request-id"))
+        times = timeline.begin()
+        trace = tracing.begin(headers, times)
+        status, has_body = CLIENT_GONE, False
+
+        async def watched_receive() -> Message:
+            nonlocal has_body
+            message = await receive()
+            if message["type"] == "http.request":
+                has_body = has_body or bool(message.get("body"))
+                if has_body and not message.get("more_body") and times.uploaded is None:
+                    times.body_received()
+            return message
+
+        async def watched_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        with metrics.IN_FLIGHT.labels(self._endpoint(scope)).track_inprogress():
+            try:
+                await self.app(scope, watched_receive, watched_send)
+            except Exception:
+                if status != CLIENT_GONE:  # the answer has begun; the server closes the connection
+                    raise
+                log.exception("the request failed")
+                error = ApiError("The server had an error while processing the request.")
+                metrics.REFUSALS.labels("internal_error").inc()
+                await JSONResponse(error.body(), error.status)(scope, receive, watched_send)
+            finally:
+                self._account(scope, status, state["client"], times, trace)
+
+    def _account(self, scope: Scope, status: int, client: str, times: timeline.Timeline, trace: tracing.Trace) -> None:
+        seconds = time.perf_counter() - times.started
+        endpoint = self._endpoint(scope)
+        metrics.REQUESTS.labels(endpoint, str(status), client).inc()
+        metrics.REQUEST_SECONDS.labels(endpoint).observe(seconds)
+        times.publish()
+        facts = {
+            "method": scope["method"],
+            "endpoint": endpoint,
+            "status": status,
+            "seconds": round(seconds, 4),
+            "audio_seconds": round(times.audio_seconds, 3),
+            "prompt_tokens": times.prompt_tokens,
+            "completion_tokens": times.completion_tokens,
+            "client": client,
+        }
+        trace.end(facts, times)
+        log.info(
+            "%(method)s %(endpoint)s %(status)d in %(seconds)s s, audio %(audio_seconds)s s, tokens %(prompt_tokens)d + "
+            "%(completion_tokens)d, client %(client)s",
+            facts,
+            extra=facts,
+        )
+
+    def _endpoint(self, scope: Scope) -> str:
+        path = getattr(scope.get("route"), "path", scope["path"])
+        return str(path) if path in self.paths else "other"
+
+
+class KeyRequired:
+    """Lets in who has a key, and whoever asks for an open path; the key's name is the request's `state["client"]`."""
+
+    def __init__(self, app: ASGIApp, keys: Keys, open_paths: Collection[str]) -> None:
+        self.app = app
+        self.keys = keys
+        self.open_paths = frozenset(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on, or answers 401."""
+        if scope["type"] == "lifespan" or scope["path"] in self.open_paths:
+            await self.app(scope, receive, send)
+            return
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        given = scheme.lower() == "bearer" and bool(key.strip())
+        client = self.keys.name_of(key.strip()) if given else None
+        if client is not None:
+            scope.setdefault("state", {})["client"] = client
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})  # before it is accepted: the client sees a 403
+        else:
+            metrics.REFUSALS.labels(str(InvalidKey.code)).inc()
+            await _unauthorized(given)(scope, receive, send)
+
+
+def _unauthorized(given: bool) -> JSONResponse:
+    message = "This API key is nobody's." if given else "This endpoint needs an API key."
+    error = InvalidKey(f"{message} Send a valid one in the header 'Authorization: Bearer KEY'.")
+    challenge = 'Bearer realm="blsp"' + (', error="invalid_token"' if given else "")
+    return JSONResponse(error.body(), error.status, {"WWW-Authenticate": challenge})

@@ -1,0 +1,262 @@
+"""The endpoints: how each reads its request and shapes its reply. What happens in between is the services'."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import aclosing
+from typing import Annotated, Any, TypeVar
+
+import torch
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.requests import ClientDisconnect
+from torch import Tensor
+
+from service.answers.chat import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    ResponsesRequest,
+    TokenizeRequest,
+)
+from service.answers.fields import parse_fields
+from service.answers.segments import quietest_cut
+from service.answers.speech import SpeechRequest
+from service.answers.transcription import Shape, Transcript, TranscriptionRequest
+from service.audio.upload import GrowingBuffer
+from service.engine import VLLM_VERSION
+from service.errors import ApiError, ModelNotFound, Unavailable
+from service.http.body import Fields, read_body
+from service.http.events import EventStream, sse_line
+from service.http.openapi import (
+    CHAT,
+    COMPLETION,
+    DETOKENIZE,
+    HEALTH,
+    METRICS,
+    MODEL,
+    RESPONSE,
+    SPEECH,
+    TOKENIZE,
+    TRANSCRIPTION,
+)
+from service.listening.listener import Ahead, Cut, Recording
+from service.loading import Service
+from service.telemetry import metrics
+
+router = APIRouter()
+T = TypeVar("T")
+
+
+def _service(request: Request) -> Service:
+    service: Service | None = request.app.state.service
+    if service is None:
+        raise Unavailable("The model is still loading; GET /ready tells when it is there.")
+    return service
+
+
+Ready = Annotated[Service, Depends(_service)]
+
+
+@router.post("/v1/speech", **SPEECH)
+async def speech(request: Request, service: Ready) -> Response:
+    """Does what the instruction says with the speech in the recording.
+
+    The audio is the part `file` of a form, or the whole body; the body is decoded and encoded while it arrives. Where it is the whole
+    body, the LLM reads the windows of a long recording while it arrives, too.
+    """
+
+    async def ahead(rows: Tensor) -> None:
+        await service.speech.prepare(parse_fields(SpeechRequest, _with_query({}, request)), rows)
+
+    is_form = request.headers.get("content-type", "").startswith("multipart/")  # its fields may come after the audio
+    fields, recording = await _receive(request, service, ahead=None if is_form else ahead)
+    options = parse_fields(SpeechRequest, fields)
+    events = service.speech.answer(options, recording)
+    if options.stream:
+        first = await _unless_gone(request, anext(events))
+        return EventStream(_sse(first, events))
+    return JSONResponse(await _unless_gone(request, _last(events)))
+
+
+@router.post("/v1/chat/completions", **CHAT)
+async def chat_completions(body: ChatCompletionRequest, request: Request, service: Ready) -> Response:
+    """OpenAI's chat completions; a message's content may hold `input_audio` and `audio_url` parts."""
+    return await _generate(request, service.chat.complete(body))
+
+
+@router.post("/v1/completions", **COMPLETION)
+async def completions(body: CompletionRequest, request: Request, service: Ready) -> Response:
+    """OpenAI's completions, of text alone."""
+    return await _generate(request, service.chat.complete_text(body))
+
+
+@router.post("/v1/responses", **RESPONSE)
+async def responses(body: ResponsesRequest, request: Request, service: Ready) -> Response:
+    """OpenAI's responses; nothing is stored."""
+    return await _generate(request, service.chat.respond(body))
+
+
+@router.post("/tokenize", **TOKENIZE)
+async def tokenize(body: TokenizeRequest, service: Ready) -> dict[str, Any]:
+    """vLLM's: the token ids of a text or of messages; 0 where speech stands."""
+    return await service.chat.tokenize(body)
+
+
+@router.post("/detokenize", **DETOKENIZE)
+async def detokenize(body: DetokenizeRequest, service: Ready) -> dict[str, Any]:
+    """vLLM's: the text of token ids."""
+    return await service.chat.detokenize(body)
+
+
+async def _generate(request: Request, answer: Awaitable[AsyncIterator[str] | dict[str, Any]]) -> Response:
+    reply = await _unless_gone(request, answer)
+    if isinstance(reply, dict):
+        return JSONResponse(reply)
+    return EventStream(reply)
+
+
+@router.post("/v1/audio/transcriptions", **TRANSCRIPTION)
+async def transcriptions(request: Request, service: Ready) -> Response:
+    """OpenAI's transcriptions: writes down what is said. A recording of any length is cut at quiet places."""
+    return await _transcribe(request, service, service.checkpoint.config.transcribe_instruction, Transcript.body)
+
+
+@router.post("/v1/audio/translations", **TRANSCRIPTION)
+async def translations(request: Request, service: Ready) -> Response:
+    """OpenAI's translations: writes down in English what is said in another language."""
+    return await _transcribe(request, service, service.checkpoint.config.translate_instruction, Transcript.translation)
+
+
+async def _transcribe(request: Request, service: Service, instruction: str, shape: Shape) -> Response:
+    fields, recording = await _receive(request, service, quietest_cut)
+    options = parse_fields(TranscriptionRequest, fields)
+    transcript = Transcript.of(recording)
+    events = service.transcription.write(options, transcript, instruction)
+    if options.stream:
+        first = await _unless_gone(request, anext(events))
+        return EventStream(_sse(first, events))
+    await _unless_gone(request, _last(events))
+    body = shape(transcript, options)
+    return PlainTextResponse(body) if isinstance(body, str) else JSONResponse(body)
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> dict[str, Any]:
+    """The models that requests may name."""
+    return {"object": "list", "data": [_model_card(request)]}
+
+
+@router.get("/v1/models/{model:path}", **MODEL)
+async def model(model: str, request: Request) -> dict[str, Any]:
+    """One model."""
+    card = _model_card(request)
+    if model != card["id"]:
+        raise ModelNotFound(f"The model {model!r} does not exist; this server has {card['id']!r}.", param="model")
+    return card
+
+
+def _model_card(request: Request) -> dict[str, Any]:
+    return {"id": request.app.state.settings.name(), "object": "model", "created": _STARTED, "owned_by": "blsp"}
+
+
+_STARTED = int(time.time())
+
+
+@router.get("/health", **HEALTH)
+async def health(request: Request) -> dict[str, str]:
+    """Liveness: 503 when the engine is dead."""
+    service: Service | None = request.app.state.service
+    if service is None:
+        return {"status": "loading"}
+    await service.engine.check()
+    return {"status": "ok"}
+
+
+@router.get("/ready", **HEALTH)
+async def ready(service: Ready) -> dict[str, str]:
+    """Readiness: 200 once a first request has gone all the way through, else 503."""
+    await service.engine.check()
+    return {"status": "ready"}
+
+
+@router.get("/metrics", response_class=PlainTextResponse, **METRICS)
+async def prometheus() -> Response:
+    """The service's and vLLM's metrics for Prometheus."""
+    return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
+
+
+def versions(own: str) -> dict[str, str]:
+    """Versions of the service, whose own is given, and of what it stands on."""
+    return {"version": own, "vllm": VLLM_VERSION, "torch": torch.__version__}
+
+
+@router.get("/version")
+async def version(request: Request) -> dict[str, str]:
+    """Versions of what serves."""
+    return versions(request.app.version)
+
+
+async def _receive(
+    request: Request, service: Service, cut: Cut = len, ahead: Ahead | None = None
+) -> tuple[Fields, Recording]:
+    """Reads the body and listens to the audio in it at the same time."""
+    file = GrowingBuffer(request.app.state.settings.max_upload_bytes)
+    hearing = asyncio.create_task(service.listener.hear(file, cut, ahead))
+    try:
+        fields = await read_body(request.stream(), request.headers.get("content-type", ""), file)
+        recording = await _unless_gone(request, hearing)
+    except BaseException as error:
+        file.fail(error if isinstance(error, Exception) else ConnectionAbortedError("the request was cancelled"))
+        hearing.cancel()
+        await asyncio.gather(hearing, return_exceptions=True)
+        raise
+    return _with_query(fields, request), recording
+
+
+def _with_query(fields: Fields, request: Request) -> Fields:
+    for name, value in request.query_params.multi_items():
+        fields.setdefault(name, []).append(value)
+    return fields
+
+
+async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """Awaits work whose request body has been read; cancels it, and raises ClientDisconnect, when the client goes."""
+    task = asyncio.ensure_future(work)
+    watch = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        watch.cancel()
+        task.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _last(events: AsyncGenerator[dict[str, Any], None]) -> dict[str, Any]:
+    event: dict[str, Any] = {}
+    async with aclosing(events):
+        async for event in events:  # noqa: B007
+            pass
+    return event
+
+
+async def _sse(first: dict[str, Any], events: AsyncGenerator[dict[str, Any], None]) -> AsyncIterator[str]:
+    """Events as server-sent events; what goes wrong on the way is the last of them."""
+    async with aclosing(events):
+        try:
+            yield sse_line(first)
+            async for event in events:
+                yield sse_line(event)
+        except ApiError as error:
+            metrics.REFUSALS.labels(error.code or error.type).inc()
+            yield sse_line(error.body())
+            return
+        yield "data: [DONE]\n\n"

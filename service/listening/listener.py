@@ -1,0 +1,194 @@
+"""From a recording's bytes to its speech embeddings, while the bytes are still arriving."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models.embedder import Embedder
+from models.features import N_SAMPLES, SAMPLE_RATE
+from service.audio.decoders import Decoders
+from service.audio.fetch import Fetcher
+from service.audio.upload import GrowingBuffer
+from service.errors import DeadlineExceeded
+from service.listening.batcher import Batcher
+from service.listening.cache import EmbeddingCache, fingerprint
+from service.telemetry import metrics, timeline
+
+# Where to end a window: given the samples (n,) that are there, all of a full window, how many of them it takes.
+Cut = Callable[[npt.NDArray[np.float32]], int]
+
+# What to do with the rows (n, llm_dim) of the windows that a recording has begun with, while it goes on.
+Ahead = Callable[[Tensor], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What was heard: the speech embeddings (n_i, llm_dim) of each window in order, and how many samples each window had."""
+
+    windows: list[Tensor]
+    lengths: list[int]
+
+    @property
+    def rows(self) -> Tensor:
+        """The embeddings (n, llm_dim) of all windows after each other."""
+        return torch.cat(self.windows)
+
+    @property
+    def seconds(self) -> float:
+        """How long the recording is."""
+        return sum(self.lengths) / SAMPLE_RATE
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A window of `n_samples` samples: its rows where it was heard before, else the features to encode."""
+
+    n_samples: int
+    key: bytes
+    rows: Tensor | None
+    features: Tensor | None
+
+
+class Listener:
+    """Has recordings decoded, cuts them into 30 s windows, and has each window encoded as soon as it is full.
+
+    A window that was heard before is not encoded again.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        decoders: Decoders,
+        fetcher: Fetcher,
+        *,
+        max_windows: int,
+        max_batch_seconds: float,
+        max_uploads: int,
+        encode_seconds: float,
+        cache_bytes: int,
+    ) -> None:
+        self._embedder = embedder
+        self._decoders = decoders
+        self.fetcher = fetcher
+        self._cache = EmbeddingCache(cache_bytes)
+        self._threads = ThreadPoolExecutor(max_uploads, thread_name_prefix="decode")
+        self._batcher = Batcher(embedder.embed_features, max_windows, max_batch_seconds)
+        self._max_ahead = max_windows
+        self._encode_seconds = encode_seconds
+
+    @property
+    def queued_seconds(self) -> float:
+        """Audio that is decoded and waits for the encoder."""
+        return self._batcher.queued_seconds
+
+    async def hear(self, source: BinaryIO | GrowingBuffer, cut: Cut = len, ahead: Ahead | None = None) -> Recording:
+        """Listens to a recording of any format and length up to the limit; `cut` ends a window before it is full.
+
+        `ahead` is called after every window but the last, one call at a time; it is cancelled when all is heard, and its errors are
+        nobody's. No recording has more windows waiting for the encoder than a batch holds. Raises the errors of `Decoders.decode`,
+        DeadlineExceeded, and what the source itself raises. When it fails or is cancelled, so does a GrowingBuffer: whoever feeds it or
+        waits for it hears of the error.
+        """
+        windows = self._windows(source, cut)
+        encoding: list[asyncio.Task[Tensor]] = []
+        lengths: list[int] = []
+        preparing: asyncio.Task[None] | None = None
+        try:
+            while (window := await self._in_thread(windows)) is not None:
+                if ahead and encoding:
+                    preparing = asyncio.create_task(_prepare(preparing, list(encoding), ahead))
+                lengths.append(window.n_samples)
+                if len(encoding) >= self._max_ahead:
+                    await self._in_time([encoding[-self._max_ahead]])
+                encoding.append(asyncio.create_task(self._embed(window)))
+            rows = await self._in_time(encoding)
+        except BaseException as error:
+            for task in encoding:
+                task.cancel()
+            if isinstance(source, GrowingBuffer):
+                source.fail(
+                    error if isinstance(error, Exception) else ConnectionAbortedError("nobody listens any more")
+                )
+            raise
+        finally:
+            if preparing:
+                preparing.cancel()
+                await asyncio.gather(preparing, return_exceptions=True)
+        recording = Recording(rows, lengths)
+        metrics.AUDIO_SECONDS.inc(recording.seconds)
+        timeline.get().audio_seconds += recording.seconds
+        return recording
+
+    async def _in_time(self, encoding: Sequence[asyncio.Task[Tensor]]) -> list[Tensor]:
+        try:
+            async with asyncio.timeout(self._encode_seconds) as clock:
+                return await asyncio.gather(*encoding)
+        except TimeoutError as error:
+            if not clock.expired():
+                raise
+            raise DeadlineExceeded(
+                f"The audio waited longer than {self._encode_seconds:g} s for the encoder."
+            ) from error
+
+    async def _embed(self, window: _Window) -> Tensor:
+        if window.features is None:
+            assert window.rows is not None
+            return window.rows
+        rows = (await self._batcher.embed(window.features, window.n_samples)).cpu()
+        self._cache.put(window.key, rows)
+        return rows
+
+    async def _in_thread(self, windows: Iterator[_Window]) -> _Window | None:
+        context = copy_context()
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, lambda: context.run(lambda: next(windows, None))
+        )
+
+    def _windows(self, source: BinaryIO | GrowingBuffer, cut: Cut) -> Iterator[_Window]:
+        """Yields one window after the other; runs in a thread."""
+        chunks = self._decoders.decode(source)
+        pending: list[np.ndarray] = []
+        while True:
+            with timeline.stage("decode"):
+                samples = _fill(chunks, pending, cut)
+            if not len(samples):
+                return
+            key = fingerprint(samples)
+            if (rows := self._cache.get(key)) is not None:
+                yield _Window(len(samples), key, rows, None)
+                continue
+            with timeline.stage("features"):
+                features = self._embedder.features(torch.from_numpy(samples))
+            yield _Window(len(samples), key, None, features)
+
+    async def close(self) -> None:
+        """Stops the batcher, the decoders and the threads."""
+        await self._batcher.close()
+        await asyncio.to_thread(self._decoders.close)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+async def _prepare(before: asyncio.Task[None] | None, encoding: list[asyncio.Task[Tensor]], ahead: Ahead) -> None:
+    if before:
+        await before
+    await ahead(torch.cat(await asyncio.gather(*encoding)))
+
+
+def _fill(chunks: Iterator[np.ndarray], pending: list[np.ndarray], cut: Cut) -> np.ndarray:
+    """Takes chunks until there is more than a window or the recording ends; what is over, or behind the cut, stays in `pending`."""
+    length = sum(map(len, pending))
+    while length <= N_SAMPLES and (chunk := next(chunks, None)) is not None:
+        pending.append(chunk)
+        length += len(chunk)
+    samples = np.concatenate(pending) if pending else np.empty(0, np.float32)
+    end = min(cut(samples[:N_SAMPLES]), N_SAMPLES) if len(samples) > N_SAMPLES else len(samples)
+    pending[:] = [samples[end:]] if end < len(samples) else []
+    return samples[:end]

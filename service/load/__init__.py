@@ -1,0 +1,1 @@
+"""`blsp bench`: load on a running server, and what it measures."""

@@ -1,0 +1,1 @@
+"""`blsp batch`: files of requests, answered without a server."""

@@ -1,0 +1,1 @@
+"""What is known of the service and its requests while they run and afterwards."""
