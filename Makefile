@@ -31,7 +31,7 @@ setup-plain-torch:
 serve: .venv/bin/blsp ## Serve MODEL (default: the demo model) on PORT (default: 8000).
 	.venv/bin/blsp serve $(MODEL) --port $(PORT)
 
-demo-model: .venv/bin/blsp ## Make the demo model from nothing: synthesise speech, train, evaluate (about three hours on two cores; goes on where it was killed).
+demo-model: .venv/bin/blsp ## Make the demo model from nothing: synthesise speech, train, evaluate (about two hours on two cores; goes on where it was killed).
 	.venv/bin/python -m models.demo.build
 
 check: .venv/bin/blsp ## Lint, formatting, types and the rules of which part may import which.
