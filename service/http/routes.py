@@ -20,6 +20,7 @@ from service.answers.chat import (
     TokenizeRequest,
 )
 from service.answers.fields import parse_fields
+from service.answers.last import last
 from service.answers.segments import quietest_cut
 from service.answers.speech import SpeechRequest
 from service.answers.transcription import Shape, Transcript, TranscriptionRequest
@@ -76,7 +77,7 @@ async def speech(request: Request, service: Ready) -> Response:
     if options.stream:
         first = await _unless_gone(request, anext(events))
         return EventStream(_sse(first, events))
-    return JSONResponse(await _unless_gone(request, _last(events)))
+    return JSONResponse(await _unless_gone(request, last(events)))
 
 
 @router.post("/v1/chat/completions", **CHAT)
@@ -136,7 +137,7 @@ async def _transcribe(request: Request, service: Service, instruction: str, shap
     if options.stream:
         first = await _unless_gone(request, anext(events))
         return EventStream(_sse(first, events))
-    await _unless_gone(request, _last(events))
+    await _unless_gone(request, last(events))
     body = shape(transcript, options)
     return PlainTextResponse(body) if isinstance(body, str) else JSONResponse(body)
 
@@ -238,14 +239,6 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def _last(events: AsyncGenerator[dict[str, Any], None]) -> dict[str, Any]:
-    event: dict[str, Any] = {}
-    async with aclosing(events):
-        async for event in events:  # noqa: B007
-            pass
-    return event
 
 
 async def _sse(first: dict[str, Any], events: AsyncGenerator[dict[str, Any], None]) -> AsyncIterator[str]:

@@ -10,8 +10,7 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,6 +20,7 @@ from models.training.manifest import AudioSpan
 from service.answers.chat import ChatCompletionRequest
 from service.answers.conversation import read_data_url
 from service.answers.fields import parse_values
+from service.answers.last import last
 from service.answers.segments import quietest_cut
 from service.answers.speech import SpeechRequest
 from service.answers.transcription import Shape, Transcript, TranscriptionRequest
@@ -92,7 +92,7 @@ class Clerk:
         instruction = fields.get("instruction", self._defaults.instruction)
         request = parse_values(SpeechRequest, self._defaults.model_dump() | {"instruction": instruction})
         recording = await self._hear_file(fields["audio"], "audio")
-        reply = await _last(self._service.speech.answer(request, recording))
+        reply = await last(self._service.speech.answer(request, recording))
         return str(reply["text"])
 
     async def _chat(self, body: Fields) -> Any:
@@ -103,7 +103,7 @@ class Clerk:
     async def _speech(self, body: Fields) -> Any:
         request = parse_values(SpeechRequest, _without_audio(body))
         _refuse_stream(request.stream)
-        return await _last(self._service.speech.answer(request, await self._hear(body)))
+        return await last(self._service.speech.answer(request, await self._hear(body)))
 
     async def _transcribe(self, body: Fields) -> Any:
         return await self._write(body, self._service.checkpoint.config.transcribe_instruction)
@@ -115,7 +115,7 @@ class Clerk:
         request = parse_values(TranscriptionRequest, _without_audio(body))
         _refuse_stream(request.stream)
         transcript = Transcript.of(await self._hear(body, quietest_cut))
-        await _last(self._service.transcription.write(request, transcript, instruction))
+        await last(self._service.transcription.write(request, transcript, instruction))
         return shape(transcript, request)
 
     async def _hear(self, body: Fields, cut: Cut = len) -> Recording:
@@ -201,11 +201,6 @@ async def _attempt(work: Awaitable[T]) -> T | ApiError:
     except Exception as error:
         log.exception("a line failed unexpectedly")
         return ApiError(f"{type(error).__name__}: {error}")
-
-
-async def _last(events: AsyncGenerator[dict[str, Any], None]) -> dict[str, Any]:
-    async with aclosing(events):
-        return [event async for event in events][-1]
 
 
 def _without_audio(body: Fields) -> dict[str, Any]:
