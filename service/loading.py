@@ -74,6 +74,9 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
     )
     try:
         embedder.to(engine.dtype)
+        slow = (
+            device.type == "cpu" and engine.dtype == torch.float32
+        )  # the encoder is then slower than the engine, which waits for it
         listener = Listener(
             embedder,
             Decoders(
@@ -87,6 +90,7 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
                 seconds=settings.audio_url_seconds,
             ),
             max_windows=settings.max_batch_windows,
+            batches_at_a_time=settings.encoder_batches or (2 if slow else 1),
             max_batch_seconds=settings.max_batch_seconds or (480 if device.type == "cuda" else 30),
             max_uploads=settings.max_uploads,
             encode_seconds=settings.encode_seconds,

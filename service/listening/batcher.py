@@ -1,6 +1,6 @@
 """The micro-batcher: windows of all requests, encoded together, off the event loop.
 
-While one batch is on the device the next one gathers; nothing waits for a batch to fill. Clients take turns, and so do the requests of a
+While batches are on the device the next one gathers; nothing waits for a batch to fill. Clients take turns, and so do the requests of a
 client: who sends a hundred long recordings delays another's short clip by little more than the batch that is running. This file knows
 nothing about audio formats or prompts.
 """
@@ -54,10 +54,11 @@ class EncodingFailed(ApiError):
 class Batcher:
     """Feeds windows of concurrent requests to an encoder, in batches of windows of similar length.
 
-    `encode` takes features (n_mels, frames_i) and sample counts and returns rows (n_i, llm_dim); it runs in one thread of its own.
+    `encode` takes features (n_mels, frames_i) and sample counts and returns rows (n_i, llm_dim); it runs in threads of its own, one for
+    each batch that is encoded at the same time.
     """
 
-    def __init__(self, encode: Encode, max_windows: int, max_seconds: float = math.inf) -> None:
+    def __init__(self, encode: Encode, max_windows: int, max_seconds: float = math.inf, at_a_time: int = 1) -> None:
         """A batch has at most `max_windows` windows and, where there is more than one, `max_seconds` of audio."""
         self._encode = encode
         self._max_windows = max_windows
@@ -67,8 +68,8 @@ class Batcher:
         self._request_led: WeakKeyDictionary[timeline.Timeline, int] = WeakKeyDictionary()  # and each request
         self._waiting: list[_Item] = []
         self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
-        self._loop = asyncio.create_task(self._run(), name="batcher")
+        self._threads = ThreadPoolExecutor(at_a_time, thread_name_prefix="encoder")
+        self._loops = [asyncio.create_task(self._run(), name="batcher") for _ in range(at_a_time)]
         metrics.QUEUE_WINDOWS.set_function(lambda: len(self._waiting))
         metrics.QUEUED_AUDIO_SECONDS.set_function(lambda: self.queued_seconds)
 
@@ -83,7 +84,7 @@ class Batcher:
         Cancelling it takes the window out of the queue. Raises EncodingFailed where the encoder fails on this window, Unavailable where
         the batcher was closed.
         """
-        if self._loop.done():
+        if all(loop.done() for loop in self._loops):
             raise Unavailable("The encoder has stopped.")
         item = _Item(features, n_samples, asyncio.get_running_loop().create_future(), self._n_batches)
         self._waiting.append(item)
@@ -91,21 +92,22 @@ class Batcher:
         return await item.rows
 
     async def close(self) -> None:
-        """Stops after the running batch; whoever still waits gets Unavailable."""
-        self._loop.cancel()
-        await asyncio.gather(self._loop, return_exceptions=True)
+        """Stops after the running batches; whoever still waits gets Unavailable."""
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
         for item in self._waiting:
             if not item.rows.done():
                 item.rows.set_exception(Unavailable("The service is shutting down."))
         self._waiting.clear()
-        self._thread.shutdown()
+        self._threads.shutdown()
 
     async def _run(self) -> None:
         while True:
-            await self._arrived.wait()
-            self._arrived.clear()
             while batch := self._take_batch():
                 await self._encode_batch(batch)
+            self._arrived.clear()
+            await self._arrived.wait()
 
     def _take_batch(self) -> list[_Item]:
         """The first window of whose turn it is, and others of similar length, from each client about as many."""
@@ -144,7 +146,7 @@ class Batcher:
         start = time.perf_counter()
         try:
             work = asyncio.get_running_loop().run_in_executor(
-                self._thread, self._encode, [i.features for i in batch], [i.n_samples for i in batch]
+                self._threads, self._encode, [i.features for i in batch], [i.n_samples for i in batch]
             )
             rows = await work
         except Exception as error:

@@ -196,6 +196,22 @@ async def test_a_batch_has_a_limit_of_audio() -> None:
     assert await batches(16, ("a", [3000] * 2), max_seconds=10) == [[3000]] * 2
 
 
+async def test_batches_at_the_same_time() -> None:
+    """Both are in the encoder before either ends; then the next is taken, and nobody's rows are another's."""
+    together = threading.Barrier(2)
+
+    def encode(features: Sequence[Tensor], n_samples: Sequence[int]) -> list[Tensor]:
+        together.wait(20)
+        return [f[:1].T * n for f, n in zip(features, n_samples, strict=True)]
+
+    b = Batcher(encode, max_windows=1, at_a_time=2)
+    results = await asyncio.gather(*(b.embed(window(n, n), 10 * n) for n in (3, 1, 2, 5)))
+    await b.close()
+    assert [(len(rows), rows[0].item()) for rows in results] == [(3, 90.0), (1, 10.0), (2, 40.0), (5, 250.0)]
+    with pytest.raises(Unavailable):
+        await b.embed(window(1), 1)
+
+
 async def test_counts_the_seconds_that_wait() -> None:
     encoder = Encoder()
     async with batcher(encoder) as b:
