@@ -115,6 +115,9 @@ class ServeSettings(ModelSettings):
     )
     max_upload_bytes: int = Field(64 << 20, ge=1, description="largest request body, bytes")
     max_requests: int = Field(256, ge=0, description="requests that are answered at the same time; 0: no limit")
+    max_body_bytes: int = Field(
+        1 << 30, ge=0, description="bytes of all requests' bodies together that are held at the same time; 0: no limit"
+    )
     max_queued_audio_seconds: float = Field(
         3600.0, ge=0, description="no request gets in while more audio waits for the encoder; 0: no limit"
     )
@@ -149,6 +152,7 @@ class ServeSettings(ModelSettings):
         """What the service takes on at most."""
         return Limits(
             self.max_requests,
+            self.max_body_bytes,
             self.max_queued_audio_seconds,
             self.max_queued_prompt_tokens,
             self.client_max_requests,

@@ -13,6 +13,7 @@ from service.errors import Overloaded
 from service.gate.keys import ANONYMOUS
 from service.telemetry import metrics
 
+BODY_BYTES = "body_bytes"  # the reason of refusals that may come while a body is being read
 MAX_BUCKETS = 10_000  # clients whose rate is remembered, before those that have been quiet are forgotten
 
 _client: ContextVar[str] = ContextVar("client", default=ANONYMOUS)
@@ -35,6 +36,7 @@ class Limits:
     """What the service takes on at most; 0 is no limit."""
 
     requests: int
+    body_bytes: int
     audio_seconds: float
     prompt_tokens: int
     client_requests: int
@@ -51,22 +53,35 @@ class Admission:
         self._queued = queued
         self._clock = clock
         self._running: Counter[str] = Counter()
+        self._body_bytes = 0
         self._buckets: dict[str, tuple[float, float]] = {}  # requests left, and when that was so
 
     @contextmanager
-    def admit(self, client: str) -> Iterator[None]:
-        """Counts a request as running for the duration of the block. Raises Overloaded."""
+    def admit(self, client: str) -> Iterator[Callable[[int], None]]:
+        """Counts a request as running for the duration of the block, and as many bytes of its body as it tells the function that it gets.
+
+        Raises Overloaded, and so does the function where the bodies of all requests would then be too large.
+        """
         try:
             self._check(client)
         except Overloaded as error:
             metrics.REFUSALS.labels(error.code).inc()
             raise
         self._running[client] += 1
+        held = 0
+
+        def hold(size: int) -> None:
+            nonlocal held
+            self._check_bytes(self._body_bytes + size)
+            held += size
+            self._body_bytes += size
+
         token = _client.set(client)
         try:
-            yield
+            yield hold
         finally:
             _client.reset(token)
+            self._body_bytes -= held
             self._running[client] -= 1
             if not self._running[client]:
                 del self._running[client]
@@ -80,6 +95,7 @@ class Admission:
             )
         if 0 < limits.requests <= self._running.total():
             raise Overloaded("The service is busy with as many requests as it takes. Try again soon.", code="requests")
+        self._check_bytes(self._body_bytes + 1)
         if 0 < limits.audio_seconds <= queued.audio_seconds:
             raise Overloaded(
                 f"{queued.audio_seconds:.0f} s of audio wait for the encoder. Try again soon.", code="audio_seconds"
@@ -90,6 +106,13 @@ class Admission:
             )
         if limits.client_requests_per_minute:
             self._take_from_bucket(client, limits.client_requests_per_minute)
+
+    def _check_bytes(self, size: int) -> None:
+        if 0 < self._limits.body_bytes < size:
+            raise Overloaded(
+                f"The service holds {self._body_bytes} bytes of requests, and takes no more. Try again soon.",
+                code=BODY_BYTES,
+            )
 
     def _take_from_bucket(self, client: str, per_minute: int) -> None:
         now = self._clock()

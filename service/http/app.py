@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.answers.fields import invalid_field
 from service.engine import VLLMClientError, as_api_error
 from service.errors import ApiError, InvalidRequest, Overloaded, UploadTooLarge, UploadTooSlow
-from service.gate.admission import Admission, Queued
+from service.gate.admission import BODY_BYTES, Admission, Queued
 from service.gate.keys import Keys
 from service.http import routes
 from service.http.body import MAX_FIELD_BYTES
@@ -164,8 +164,10 @@ async def _engine_refusal(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _http_error(_: Request, error: Exception) -> JSONResponse:
-    """404 and 405 of the router, 408 of Deadlines and 413 of BodyLimit, in OpenAI's shape."""
+    """404 and 405 of the router, 408 of Deadlines, 413 of BodyLimit and 429 of Admitted, in OpenAI's shape."""
     assert isinstance(error, HTTPException)
+    if error.status_code == Overloaded.status:
+        return _respond(Overloaded(str(error.detail), code=BODY_BYTES))
     for kind in (UploadTooLarge, UploadTooSlow):
         if error.status_code == kind.status:
             return _respond(kind(str(error.detail)))

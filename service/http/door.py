@@ -1,6 +1,7 @@
 """What a request meets before an endpoint: admission, and the clocks of its upload and of the whole of it."""
 
 import asyncio
+from collections.abc import Callable
 
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
@@ -27,12 +28,24 @@ class Admitted:
             await self.app(scope, receive, send)
             return
         try:
-            with self.admission.admit(_client(scope)):
-                await self.app(scope, receive, send)
+            with self.admission.admit(_client(scope)) as hold:
+                await self.app(scope, _held(receive, hold), send)
         except Overloaded as error:
             await JSONResponse(error.body(), error.status, {"Retry-After": str(error.retry_after)})(
                 scope, receive, send
             )
+
+
+def _held(receive: Receive, hold: Callable[[int], None]) -> Receive:
+    async def receive_and_hold() -> Message:
+        message = await receive()
+        try:
+            hold(len(message.get("body", b"")))
+        except Overloaded as error:
+            raise HTTPException(error.status, error.message) from error  # see Deadlines
+        return message
+
+    return receive_and_hold
 
 
 class Deadlines:

@@ -6,7 +6,14 @@ from service.errors import Overloaded
 from service.gate.admission import MAX_BUCKETS, Admission, Limits, Queued, current_client
 from service.telemetry import metrics
 
-NONE = {"requests": 0, "audio_seconds": 0.0, "prompt_tokens": 0, "client_requests": 0, "client_requests_per_minute": 0}
+NONE = {
+    "requests": 0,
+    "body_bytes": 0,
+    "audio_seconds": 0.0,
+    "prompt_tokens": 0,
+    "client_requests": 0,
+    "client_requests_per_minute": 0,
+}
 
 
 class Door:
@@ -56,6 +63,20 @@ def test_requests_of_one_client() -> None:
         assert door.refusal("a").code == "client_requests"
         door.let_in("b")
     door.let_in("a")
+
+
+def test_bytes_of_bodies_together() -> None:
+    door = Door(body_bytes=10)
+    with door.admission.admit("a") as hold:
+        hold(6)
+        with door.admission.admit("b") as hold_another:
+            hold_another(4)
+            with pytest.raises(Overloaded) as caught:
+                hold(1)
+            assert caught.value.code == "body_bytes"
+            assert door.refusal("c").code == "body_bytes"
+        hold(4)
+    door.let_in("c")
 
 
 def test_audio_that_waits() -> None:

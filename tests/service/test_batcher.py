@@ -125,7 +125,7 @@ def ask(batcher: Batcher, client: str, *lengths: int) -> list[asyncio.Task[Tenso
         return [asyncio.create_task(batcher.embed(window(n), 1)) for n in lengths]
 
     def as_client() -> list[asyncio.Task[Tensor]]:
-        with Admission(Limits(0, 0, 0, 0, 0), lambda: Queued(0, 0)).admit(client):
+        with Admission(Limits(0, 0, 0, 0, 0, 0), lambda: Queued(0, 0)).admit(client):
             return enqueue()
 
     return copy_context().run(as_client)

@@ -102,6 +102,7 @@ def hasty() -> Iterator[httpx.URL]:
 def admitting(**limits: float) -> Callable[[ASGIApp], ASGIApp]:
     none = {
         "requests": 0,
+        "body_bytes": 0,
         "audio_seconds": 0,
         "prompt_tokens": 0,
         "client_requests": 0,
@@ -168,6 +169,13 @@ def test_too_many_requests_are_429() -> None:
         error = refused.json()["error"]
         assert (error["type"], error["code"]) == ("rate_limit_error", "requests")
         assert client.get("/echo").status_code == 200  # what does no work always gets in
+
+
+def test_a_body_that_the_service_has_no_room_for_is_429() -> None:
+    with running(admitting(body_bytes=10)) as url, httpx.Client(base_url=url) as client:
+        assert client.post("/echo", content=b"x" * 10).status_code == 200
+        assert client.post("/echo", content=b"x" * 11).status_code == 429
+        assert client.post("/echo", content=b"x" * 10).status_code == 200
 
 
 def test_clients_are_told_apart_by_the_name_they_were_given() -> None:

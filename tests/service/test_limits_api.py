@@ -25,6 +25,7 @@ LONG = {"min_tokens": "1900", "stream": "true"}  # far longer than generation_se
 def low(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     options = {
         "max-requests": "3",
+        "max-body-bytes": "40000000",
         "upload-seconds": "3",
         "generation-seconds": "1",
         "decode-seconds": "2",
@@ -71,6 +72,22 @@ def test_requests_over_the_limit_are_refused_at_once(low: Server) -> None:
         low.wait_for(
             lambda: client.post("/v1/speech", files={"file": GOOD}, data={"max_tokens": "2"}).status_code == 200
         )
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type"),
+    [
+        ("/v1/speech", "audio/wav"),
+        ("/v1/speech", "multipart/form-data; boundary=x"),
+        ("/v1/chat/completions", "application/json"),
+    ],
+)
+def test_a_body_that_there_is_no_room_for_is_refused(low: Server, path: str, content_type: str) -> None:
+    with low.client() as client:
+        content = GOOD + bytes(40_000_000)
+        refused = client.post(path, content=content, headers={"Content-Type": content_type})
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert refused.json()["error"]["code"] == "body_bytes"
 
 
 def test_an_upload_that_stalls_is_408(low: Server) -> None:
