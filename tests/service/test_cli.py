@@ -56,6 +56,16 @@ def test_a_checkpoint_that_is_none_is_one_line_and_status_1(tmp_path: Path) -> N
     assert "Traceback" not in done.stderr
 
 
+def test_a_full_disk_is_one_line_and_leaves_nothing_in_the_cache(official: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk."""
+    command = ["bash", "-c", 'ulimit -f 16; exec "$0" "$@"', BLSP, "serve", official, "--cache", tmp_path, "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1
+    assert "blsp: error:" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_key_prints_a_line_for_the_file_and_the_key_that_goes_with_it() -> None:
     done = blsp("key", "alice")
     assert done.returncode == 0
