@@ -2,29 +2,25 @@
 
 import json
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import httpx
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
 from models.evaluation import Group, Pair, Question, score_groups
 from models.training import CONTINUE, InputError
-from models.training.local import LocalModel, TokenAlignment
+from models.training.agreement import Advance, Alignment, measure_alignment
+from models.training.local import LocalModel
 from models.training.manifest import AudioSpan, ReadAudio
 from service.audio.recordings import as_wav
 
 BATCH = 16  # questions
-CONTINUATION_TOKENS = 64
-
-T = TypeVar("T")
-Advance = Callable[[int], None]
 
 
 class Model(Protocol):
@@ -77,22 +73,9 @@ class ServedModel:
 
 
 @dataclass(frozen=True)
-class Alignment:
-    """How alike the LLM continues a transcript and the speech, over all tokens of its continuations of the transcripts.
-
-    The lists are the means at each place of a continuation.
-    """
-
-    tokens: int
-    kl: float
-    top1_agreement: float
-    kl_by_place: list[float]
-    top1_agreement_by_place: list[float]
-
-
-@dataclass(frozen=True)
 class Evaluation:
-    """Everything that was measured; `alignment` is of local checkpoints only."""
+    """Everything that was measured; `alignment` is of local checkpoints only, for a server does not show
+    the distributions that it compares."""
 
     model: str
     groups: list[Group]
@@ -110,7 +93,8 @@ def evaluate(
     if not questions:
         raise InputError("the manifest holds no questions")
     pairs: list[Pair] = []
-    for batch in _batches(questions):
+    for begin in range(0, len(questions), BATCH):
+        batch = questions[begin : begin + BATCH]
         instructions = [question.instruction for question in batch]
         text = model.from_text([question.text for question in batch], instructions, max_tokens)
         spans = [AudioSpan.parse(question.audio, base) for question in batch]
@@ -127,10 +111,6 @@ def evaluate(
     return Evaluation(name, score_groups(questions, pairs), alignment, replies)
 
 
-def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (items[i : i + BATCH] for i in range(0, len(items), BATCH))
-
-
 def recordings(questions: Sequence[Question]) -> list[tuple[str, str]]:
     """Each recording once, with its transcript."""
     return list({question.audio: (question.audio, question.text) for question in questions}.values())
@@ -139,32 +119,6 @@ def recordings(questions: Sequence[Question]) -> list[tuple[str, str]]:
 def work(questions: Sequence[Question], model: Model) -> int:
     """How many items `evaluate` will go through."""
     return len(questions) + (len(recordings(questions)) if isinstance(model, LocalModel) else 0)
-
-
-def measure_alignment(
-    model: LocalModel, heard: Sequence[tuple[str, str]], base: Path, advance: Advance = lambda done: None
-) -> Alignment:
-    """Compares the predictions of the LLM's own continuations of the transcripts, over pairs of recording and transcript."""
-    found: list[TokenAlignment] = []
-    for batch in _batches(heard):
-        spans = [AudioSpan.parse(audio, base) for audio, _ in batch]
-        texts = [text for _, text in batch]
-        continuations = model.from_text(texts, [CONTINUE] * len(texts), CONTINUATION_TOKENS)
-        found += model.align(spans, texts, continuations, CONTINUE)
-        advance(len(batch))
-    return summarize(found)
-
-
-def summarize(items: Sequence[TokenAlignment]) -> Alignment:
-    """Means over all tokens, and over those at each place."""
-
-    def by_place(values: list[torch.Tensor]) -> list[float]:
-        table = torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=torch.nan)
-        return table.nanmean(0).tolist()
-
-    kl, agree = [item.divergence for item in items], [item.agree.float() for item in items]
-    tokens = sum(map(len, kl))
-    return Alignment(tokens, torch.cat(kl).mean().item(), torch.cat(agree).mean().item(), by_place(kl), by_place(agree))
 
 
 def write_results(evaluation: Evaluation, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """`blsp serve --self-check MANIFEST`: whether an adapter fits its LLM, before anyone is served by it."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import torch
 from models.checkpoint import Checkpoint
 from models.config import CheckpointError
 from models.training import InputError
+from models.training.agreement import Alignment, measure_alignment
 from models.training.local import LocalModel
 from models.training.manifest import Line, read_manifest
-from service.alignment.evaluation import Alignment, measure_alignment
 from service.audio.recordings import read_samples
 
 
@@ -28,6 +29,9 @@ def self_check(
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     model = LocalModel(checkpoint, read_samples, dtype, str(device))
     alignment = measure_alignment(model, lines, manifest.parent.absolute())
+    del model
+    gc.collect()  # the model refers to itself
+    torch.cuda.empty_cache()  # does nothing without a GPU; on one, vLLM measures what is free
     found = f"{alignment.top1_agreement:.1%} of {alignment.tokens} tokens, KL {alignment.kl:.3f} nats a token"
     if alignment.top1_agreement < threshold:
         raise CheckpointError(

@@ -58,7 +58,18 @@ def test_a_checkpoint_that_is_none_is_one_line_and_status_1(tmp_path: Path) -> N
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_in_the_cache(official: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk."""
-    command = ["bash", "-c", 'ulimit -f 16; exec "$0" "$@"', BLSP, "serve", official, "--cache", tmp_path, "--port", "0"]
+    command = [
+        "bash",
+        "-c",
+        'ulimit -f 16; exec "$0" "$@"',
+        BLSP,
+        "serve",
+        official,
+        "--cache",
+        tmp_path,
+        "--port",
+        "0",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1
     assert "blsp: error:" in done.stderr

@@ -8,8 +8,9 @@ import torch
 from models.checkpoint import open_checkpoint
 from models.evaluation import Question
 from models.training import InputError
+from models.training.agreement import summarize
 from models.training.local import LocalModel, TokenAlignment
-from service.alignment.evaluation import ServedModel, evaluate, recordings, summarize, table, work, write_results
+from service.alignment.evaluation import ServedModel, evaluate, recordings, table, work, write_results
 from service.audio.recordings import read_samples
 from tests.serving import Server
 from tests.sounds import voice, wav
