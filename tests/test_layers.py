@@ -33,7 +33,7 @@ PARTS = {
     "gate": {"errors", "telemetry"},
     "audio": {"errors", "telemetry"},
     "listening": {"errors", "telemetry", "gate", "audio"},
-    "engine": {"errors", "telemetry"},
+    "engine": {"errors", "telemetry", "gate"},
     "answers": {"errors", "telemetry", "listening", "engine"},
     "http": {"errors", "telemetry", "gate", "audio", "listening", "engine", "answers", "loading", "settings"},
     "offline": {"errors", "telemetry", "audio", "listening", "engine", "answers", "loading"},

@@ -1,8 +1,9 @@
 """What the engine adds to vLLM's: an end to generations, and a count of the prompts that wait."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,15 +12,18 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from service.engine import BlspLLM
 from service.errors import DeadlineExceeded
+from service.gate.admission import Admission, Limits, Queued
 
 
 @pytest.fixture
 def llm(monkeypatch: pytest.MonkeyPatch) -> BlspLLM:
     """An engine whose vLLM gives one output as soon as `go` is set, and never another."""
     llm = BlspLLM.__new__(BlspLLM)
-    llm.go, llm.aborted = asyncio.Event(), False
+    llm.go, llm.aborted, llm.priorities = asyncio.Event(), False, []
+    llm._running = Counter()
 
-    async def generate(self: Any, *_: Any, **__: Any) -> AsyncGenerator[SimpleNamespace, None]:
+    async def generate(self: Any, *_: Any, priority: int, **__: Any) -> AsyncGenerator[SimpleNamespace, None]:
+        self.priorities.append(priority)
         try:
             await self.go.wait()
             yield SimpleNamespace(outputs=[], finished=False, prompt_token_ids=[])
@@ -65,3 +69,15 @@ async def test_a_generation_has_a_deadline(llm: BlspLLM, begun: bool) -> None:
             pass
     assert llm.aborted
     assert llm.queued_prompt_tokens == 0
+
+
+async def test_a_generation_comes_after_those_of_clients_with_fewer(llm: BlspLLM) -> None:
+    llm.go.set()
+    admission = Admission(Limits(0, 0, 0, 0, 0, 0), lambda: Queued(0, 0))
+    async with AsyncExitStack() as stack:
+        for client in ("alice", "alice", "bob", "alice"):
+            with admission.admit(client):
+                outputs = await stack.enter_async_context(aclosing(llm.generate(PROMPT, None, "a", priority=-7)))
+                await anext(outputs)
+    assert llm.priorities == [0, 1, 0, 2]
+    assert not llm._running

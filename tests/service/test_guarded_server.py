@@ -1,12 +1,14 @@
-"""A server as operators run it: keys, TLS, JSON logs and traces to a collector, all at once."""
+"""A server as operators run it: keys, TLS, JSON logs and traces to a collector, all at once; it generates one reply at a time."""
 
 import json
 import os
+import re
 import shutil
 import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -68,7 +70,7 @@ def guarded(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
     collector = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
     threading.Thread(target=collector.serve_forever).start()
-    options = ["--keys-file", str(keys), "--ssl-certfile", certificate, "--ssl-keyfile", private]
+    options = ["--keys-file", str(keys), "--ssl-certfile", certificate, "--ssl-keyfile", private, "--max-num-seqs", "1"]
     otel = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}",
         "OTEL_EXPORTER_OTLP_COMPRESSION": "none",
@@ -107,6 +109,30 @@ def test_keys_come_and_go_without_a_restart(guarded: Guarded) -> None:
         (guarded.keys.parent / "next").write_text(before)
         os.replace(guarded.keys.parent / "next", guarded.keys)
         assert bob.get("/v1/models").status_code == 401
+
+
+def test_who_has_many_generations_waits_for_who_has_few(guarded: Guarded) -> None:
+    late = new_key()
+    guarded.keys.write_text(guarded.keys.read_text() + key_line("bob", late) + "\n")
+    done: list[str] = []
+    prompt = {"prompt": "Hi", "max_tokens": 500, "ignore_eos": True}
+
+    def complete(client: httpx.Client, name: str) -> None:
+        assert client.post("/v1/completions", json=prompt).status_code == 200
+        done.append(name)
+
+    with guarded.client(guarded.key) as alice, guarded.client(late) as bob, ThreadPoolExecutor() as threads:
+
+        def waiting() -> float:
+            metrics = alice.get("/metrics").text
+            return sum(float(n) for n in re.findall(r"^vllm:num_requests_waiting{.*} (.*)$", metrics, re.MULTILINE))
+
+        many = [threads.submit(complete, alice, "alice") for _ in range(4)]
+        guarded.server.wait_for(lambda: waiting() == 3)
+        complete(bob, "bob")
+        for request in many:
+            request.result()
+    assert done.index("bob") <= 2  # behind the running one, and behind one more where that has just ended
 
 
 def test_each_request_is_one_json_line_without_what_was_said(guarded: Guarded) -> None:
