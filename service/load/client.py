@@ -163,8 +163,14 @@ class Load:
     def _receive(self, event: dict[str, Any], sample: Sample) -> None:
         if "error" in event:
             raise LoadError(str(event["error"].get("message", event["error"])))
-        if event.get("object") == "speech.delta" or any(c["delta"].get("content") for c in event.get("choices", ())):
+        if event.get("object") == "speech.delta" or any(map(_is_token, event.get("choices", ()))):
             sample.tokens.append(self._clock())
+
+
+def _is_token(choice: dict[str, Any]) -> bool:
+    """Whether a chunk's choice brings a token, be it one without text of its own: not who speaks, nor only why the reply ends."""
+    delta = choice["delta"]
+    return delta.get("content") is not None and "role" not in delta
 
 
 class LoadError(Exception):

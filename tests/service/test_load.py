@@ -16,7 +16,9 @@ SPEECH = [{"object": "speech.delta", "delta": text} for text in ("a", "", "b")] 
 CHAT = [
     {"choices": [{"delta": {"role": "assistant", "content": ""}}]},
     {"choices": [{"delta": {"content": "a"}}]},
+    {"choices": [{"delta": {"content": ""}}]},
     {"choices": [{"delta": {"content": "b"}}]},
+    {"choices": [{"delta": {}, "finish_reason": "length"}]},
     {"choices": [], "usage": {}},
 ]
 
@@ -100,7 +102,7 @@ async def test_speech_requests_are_the_recording_with_fields_in_the_query() -> N
     assert body == b"RIFF"
 
 
-async def test_chat_requests_hold_the_recording_in_base64_and_only_text_counts_as_a_token() -> None:
+async def test_chat_requests_hold_the_recording_in_base64_and_every_token_counts_with_text_or_without() -> None:
     sayer = Sayer(CHAT)
     async with running(sayer) as url:
         (sample,) = await Load(url, Question("chat", "m", "Hi", 2)).closed([b"RIFF"], 1)
@@ -122,7 +124,7 @@ async def test_chat_requests_hold_the_recording_in_base64_and_only_text_counts_a
             }
         ],
     }
-    assert len(sample.tokens) == 2
+    assert len(sample.tokens) == 3
 
 
 async def test_the_recording_of_a_chat_message_may_come_first() -> None:
