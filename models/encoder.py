@@ -57,16 +57,25 @@ class SelfAttention(nn.Module):
         qkv = (proj(x)[: len(x) - filler] for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in qkv)
         if len(set(lengths)) == 1:
-            y = self._attend(*(t.unflatten(0, (len(lengths), -1)) for t in (q, k, v))).flatten(0, 1)
+            y = _attend(*(t.unflatten(0, (len(lengths), -1)) for t in (q, k, v))).flatten(0, 1)
         else:
             windows = zip(*(t.split(lengths) for t in (q, k, v)), strict=True)
-            y = torch.cat([self._attend(*window) for window in windows])
+            y = torch.cat([_attend(*(t[None] for t in window))[0] for window in windows])
         return self.out_proj(F.pad(y, (0, 0, 0, filler)))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Three of (..., length, heads, dim / heads) -> (..., length, dim)."""
-        y = F.scaled_dot_product_attention(q.transpose(-3, -2), k.transpose(-3, -2), v.transpose(-3, -2))
-        return y.transpose(-3, -2).flatten(-2)
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Three of (windows, length, heads, dim / heads) -> (windows, length, dim)."""
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # with fewer than four dimensions torch's fused attention is slow
+    by_head = q.dtype == torch.bfloat16 and q.device.type == "cpu"
+    y = _attend_by_head(q, k, v) if by_head else F.scaled_dot_product_attention(q, k, v)
+    return y.transpose(1, 2).flatten(2)
+
+
+def _attend_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of (windows, heads, length, dim / heads) in plain products: on CPUs the fused one multiplies bfloat16 as float32."""
+    heads = zip(*(t.flatten(0, 1) for t in (q * q.shape[-1] ** -0.5, k, v)), strict=True)
+    return torch.stack([(qh @ kh.T).softmax(-1) @ vh for qh, kh, vh in heads]).unflatten(0, q.shape[:2])
 
 
 class EncoderLayer(nn.Module):

@@ -8,7 +8,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder as Refer
 
 from models.checkpoint import Checkpoint
 from models.embedder import Embedder
-from models.encoder import WhisperEncoder, convolve, encoder_length
+from models.encoder import SelfAttention, WhisperEncoder, convolve, encoder_length
 
 FRAMES = [1, 2, 3, 80, 777, 778, 1500]
 
@@ -41,6 +41,18 @@ def test_a_window_in_a_batch_is_as_alone(encoder: WhisperEncoder) -> None:
         assert len(alone) == encoder_length(n)
         torch.testing.assert_close(states[: len(alone)], alone, atol=1e-5, rtol=0)
         assert not states[len(alone) :].any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lengths", [[1, 2, 40, 388], [200, 200, 200]])
+def test_attention_in_bfloat16_is_that_in_float32_but_for_rounding(lengths: list[int]) -> None:
+    filler = -sum(lengths) % 64
+    torch.manual_seed(0)
+    attention = SelfAttention(96, 3)
+    x = 3 * torch.randn(sum(lengths) + filler, 96)
+    expected = attention(x, lengths, filler)
+    rounded = attention.bfloat16()(x.bfloat16(), lengths, filler)
+    assert (rounded - expected).norm() < 0.02 * expected.norm()
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 2999, 3000])
