@@ -77,6 +77,11 @@ class BlspLLM(AsyncLLM):
         super().__init__(*args, **kwargs)
         self._running: Counter[str] = Counter()  # generations of each client
 
+    @property
+    def generations(self) -> int:
+        """How many replies are being generated, or wait for their first token."""
+        return self._running.total()
+
     def __del__(self) -> None:
         """Engine.close has ended the processes; vLLM's own finalizer would try again and fail while Python exits."""
 

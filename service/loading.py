@@ -55,6 +55,7 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
     device = torch.device(
         settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     )
+    on_gpu = device.type == "cuda"
     torch.set_num_threads(settings.encoder_threads or max(1, (os.cpu_count() or 2) // 2))
     if settings.self_check is not None:
         from service.alignment.self_check import (
@@ -74,9 +75,6 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
     )
     try:
         embedder.to(engine.dtype)
-        slow = (
-            device.type == "cpu" and engine.dtype == torch.float32
-        )  # the encoder is then slower than the engine, which waits for it
         listener = Listener(
             embedder,
             Decoders(
@@ -90,8 +88,9 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
                 seconds=settings.audio_url_seconds,
             ),
             max_windows=settings.max_batch_windows,
-            batches_at_a_time=settings.encoder_batches or (2 if slow else 1),
-            max_batch_seconds=settings.max_batch_seconds or (480 if device.type == "cuda" else 30),
+            batches_at_a_time=settings.encoder_batches or (1 if on_gpu else 2),
+            answered=lambda: engine.llm.generations,
+            max_batch_seconds=settings.max_batch_seconds or (480 if on_gpu else 30),
             max_uploads=settings.max_uploads,
             encode_seconds=settings.encode_seconds,
             cache_bytes=settings.embedding_cache_mib << 20,

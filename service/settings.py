@@ -52,7 +52,7 @@ class ModelSettings(BaseSettings):
         0, ge=0, description="most audio that is encoded in one batch; default: 480 s on a GPU, 30 s without"
     )
     encoder_batches: int | None = Field(
-        None, ge=1, description="batches that are encoded at the same time; default: 2 in float32 without a GPU, else 1"
+        None, ge=1, description="most batches that are encoded at the same time; default: 1 on a GPU, 2 without"
     )
     embedding_cache_mib: int = Field(256, ge=0, description="memory for embeddings of recordings heard before; 0: none")
     max_audio_seconds: float = Field(600.0, gt=0, description="longest audio of a request, seconds")

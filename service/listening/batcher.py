@@ -58,9 +58,21 @@ class Batcher:
     each batch that is encoded at the same time.
     """
 
-    def __init__(self, encode: Encode, max_windows: int, max_seconds: float = math.inf, at_a_time: int = 1) -> None:
-        """A batch has at most `max_windows` windows and, where there is more than one, `max_seconds` of audio."""
+    def __init__(
+        self,
+        encode: Encode,
+        max_windows: int,
+        max_seconds: float = math.inf,
+        at_a_time: int = 1,
+        answered: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """A batch has at most `max_windows` windows and, where there is more than one, `max_seconds` of audio.
+
+        Batches beside the first one take from those who are being answered, on a CPU: they begin only while more windows wait than
+        replies are being generated, as `answered` tells.
+        """
         self._encode = encode
+        self._answered = answered
         self._max_windows = max_windows
         self._max_frames = max_seconds * FRAMES_PER_SECOND
         self._n_batches = 0
@@ -69,7 +81,7 @@ class Batcher:
         self._waiting: list[_Item] = []
         self._arrived = asyncio.Event()
         self._threads = ThreadPoolExecutor(at_a_time, thread_name_prefix="encoder")
-        self._loops = [asyncio.create_task(self._run(), name="batcher") for _ in range(at_a_time)]
+        self._loops = [asyncio.create_task(self._run(beside=i > 0), name="batcher") for i in range(at_a_time)]
         metrics.QUEUE_WINDOWS.set_function(lambda: len(self._waiting))
         metrics.QUEUED_AUDIO_SECONDS.set_function(lambda: self.queued_seconds)
 
@@ -102,9 +114,9 @@ class Batcher:
         self._waiting.clear()
         self._threads.shutdown()
 
-    async def _run(self) -> None:
+    async def _run(self, beside: bool) -> None:
         while True:
-            while batch := self._take_batch():
+            while not (beside and len(self._waiting) <= self._answered()) and (batch := self._take_batch()):
                 await self._encode_batch(batch)
             self._arrived.clear()
             await self._arrived.wait()

@@ -72,6 +72,7 @@ class Listener:
         max_windows: int,
         max_batch_seconds: float,
         batches_at_a_time: int,
+        answered: Callable[[], int],
         max_uploads: int,
         encode_seconds: float,
         cache_bytes: int,
@@ -81,7 +82,7 @@ class Listener:
         self.fetcher = fetcher
         self._cache = EmbeddingCache(cache_bytes)
         self._threads = ThreadPoolExecutor(max_uploads, thread_name_prefix="decode")
-        self._batcher = Batcher(embedder.embed_features, max_windows, max_batch_seconds, batches_at_a_time)
+        self._batcher = Batcher(embedder.embed_features, max_windows, max_batch_seconds, batches_at_a_time, answered)
         self._max_ahead = max_windows
         self._encode_seconds = encode_seconds
 

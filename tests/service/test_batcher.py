@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.features import SAMPLE_RATE
 from service.errors import Unavailable
 from service.gate.admission import Admission, Limits, Queued
 from service.listening.batcher import Batcher, EncodingFailed
@@ -210,6 +211,23 @@ async def test_batches_at_the_same_time() -> None:
     assert [(len(rows), rows[0].item()) for rows in results] == [(3, 90.0), (1, 10.0), (2, 40.0), (5, 250.0)]
     with pytest.raises(Unavailable):
         await b.embed(window(1), 1)
+
+
+async def test_a_batch_beside_another_begins_only_while_more_wait_than_are_answered() -> None:
+    encoder = Encoder()
+    b = Batcher(encoder, 1, at_a_time=2, answered=lambda: 2)
+    embedding = [await occupy(b, encoder)]
+    wait = []
+    for n in (2, 3, 4):
+        embedding.append(asyncio.create_task(b.embed(window(n), SAMPLE_RATE)))
+        for _ in range(3):  # the window comes, and the batcher looks
+            await asyncio.sleep(0)
+        wait.append(b.queued_seconds)
+    assert wait == [1, 2, 2]
+    encoder.gate.set()
+    await asyncio.gather(*embedding)
+    await b.close()
+    assert encoder.batches == [[1], [2], [3], [4]]
 
 
 async def test_counts_the_seconds_that_wait() -> None:

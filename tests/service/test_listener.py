@@ -42,6 +42,7 @@ async def listener(ears: Ears) -> AsyncIterator[Listener]:
         max_windows=4,
         max_batch_seconds=1,
         batches_at_a_time=1,
+        answered=lambda: 0,
         max_uploads=2,
         encode_seconds=60,
         cache_bytes=1 << 20,
