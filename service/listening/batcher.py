@@ -68,13 +68,13 @@ class Batcher:
     ) -> None:
         """A batch has at most `max_windows` windows and, where there is more than one, `max_seconds` of audio.
 
-        Batches beside the first one take from those who are being answered, on a CPU: they begin only while more windows wait than
-        replies are being generated, as `answered` tells.
+        On a CPU, batches beside the first one take from those who are being answered: they begin only while enough audio waits for more
+        batches than replies are being generated, as `answered` tells.
         """
         self._encode = encode
         self._answered = answered
         self._max_windows = max_windows
-        self._max_frames = max_seconds * FRAMES_PER_SECOND
+        self._max_seconds = max_seconds
         self._n_batches = 0
         self._led: dict[str, int] = {}  # the number of the batch that each client last led
         self._request_led: WeakKeyDictionary[timeline.Timeline, int] = WeakKeyDictionary()  # and each request
@@ -116,10 +116,13 @@ class Batcher:
 
     async def _run(self, beside: bool) -> None:
         while True:
-            while not (beside and len(self._waiting) <= self._answered()) and (batch := self._take_batch()):
+            while (not beside or self._is_behind()) and (batch := self._take_batch()):
                 await self._encode_batch(batch)
             self._arrived.clear()
             await self._arrived.wait()
+
+    def _is_behind(self) -> bool:
+        return self.queued_seconds > self._answered() * self._max_seconds
 
     def _take_batch(self) -> list[_Item]:
         """The first window of whose turn it is, and others of similar length, from each client about as many."""
@@ -131,7 +134,7 @@ class Batcher:
         batch = [first]
         frames = first.frames
         for item in _similar(first, self._waiting):
-            if len(batch) < self._max_windows and frames + item.frames <= self._max_frames:
+            if len(batch) < self._max_windows and frames + item.frames <= self._max_seconds * FRAMES_PER_SECOND:
                 batch.append(item)
                 frames += item.frames
         taken = set(map(id, batch))

@@ -205,7 +205,7 @@ async def test_batches_at_the_same_time() -> None:
         together.wait(20)
         return [f[:1].T * n for f, n in zip(features, n_samples, strict=True)]
 
-    b = Batcher(encode, max_windows=1, at_a_time=2)
+    b = Batcher(encode, max_windows=1, max_seconds=1, at_a_time=2)
     results = await asyncio.gather(*(b.embed(window(n, n), 10 * n) for n in (3, 1, 2, 5)))
     await b.close()
     assert [(len(rows), rows[0].item()) for rows in results] == [(3, 90.0), (1, 10.0), (2, 40.0), (5, 250.0)]
@@ -215,7 +215,7 @@ async def test_batches_at_the_same_time() -> None:
 
 async def test_a_batch_beside_another_begins_only_while_more_wait_than_are_answered() -> None:
     encoder = Encoder()
-    b = Batcher(encoder, 1, at_a_time=2, answered=lambda: 2)
+    b = Batcher(encoder, 1, max_seconds=1, at_a_time=2, answered=lambda: 2)
     embedding = [await occupy(b, encoder)]
     wait = []
     for n in (2, 3, 4):
