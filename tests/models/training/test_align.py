@@ -14,7 +14,7 @@ from models.training.align import AlignmentTrainer, align, prepare
 from models.training.arguments import ALIGN, last_checkpoint, training_arguments
 from models.training.batches import Collator
 from models.training.manifest import Example
-from tests.models.training.conftest import read
+from tests.models.training.conftest import kill_while_it_saves, read
 
 # 6 examples in steps of 4: an epoch is a full step and half a one, each in batches of 2.
 OPTIONS = [
@@ -50,19 +50,21 @@ def logged_losses(trainer: AlignmentTrainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-class Killed(TrainerCallback):
-    def on_step_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
-        if state.global_step == 5:
-            raise KeyboardInterrupt
+KILLED = """
+from pathlib import Path
+from models.checkpoint import open_checkpoint
+from tests.models.training.conftest import EXAMPLES
+from tests.models.training.test_align import run
+
+run(open_checkpoint(sys.argv[1], Path()), EXAMPLES, Path(sys.argv[2]))
+"""
 
 
-def test_a_killed_run_goes_on_bit_exactly(
+def test_kill_9_leaves_a_run_that_goes_on_bit_exactly(
     checkpoint: Checkpoint, examples: list[Example], finished: AlignmentTrainer, tmp_path: Path
 ) -> None:
-    trainer = prepare(checkpoint, examples, read, training_arguments(tmp_path, OPTIONS, ALIGN))
-    trainer.add_callback(Killed)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
+    kill_while_it_saves(KILLED, checkpoint.folder, tmp_path)
+    assert (tmp_path / "checkpoint-6" / "adapter.safetensors").exists()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")  # in the middle of an epoch
 
     resumed = run(checkpoint, examples, tmp_path)
