@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import TrainingArguments
 
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.training import InputError
@@ -159,7 +159,27 @@ def test_published_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("WORLD_SIZE", "1")
     args = training_arguments(tmp_path, ["--use_cpu"], ALIGN)
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 768
+    assert args.save_steps <= 281_241 // 768 / 3  # several checkpoints in an epoch of LibriSpeech
     assert (args.learning_rate, args.weight_decay, args.warmup_steps, args.num_train_epochs) == (5e-5, 0.05, 1000, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "processes", "accumulated"),
+    [
+        (["--per_device_train_batch_size", "32"], 1, 24),
+        (["--per_device_train_batch_size=16"], 8, 6),
+        (["--per_device_train_batch_size=100"], 1, 8),
+        (["--per_device_train_batch_size=4000"], 1, 1),
+        (["--per_device_train_batch_size=32", "--gradient_accumulation_steps=3"], 1, 3),
+        ([], 8, 12),
+    ],
+)
+def test_a_step_holds_the_published_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], processes: int, accumulated: int
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setattr(TrainingArguments, "__post_init__", lambda self: None)  # which looks for the other processes
+    assert training_arguments(tmp_path, options, ALIGN).gradient_accumulation_steps == accumulated
 
 
 @pytest.mark.parametrize("options", [["--no-such-option", "1"], ["--learning_rate", "fast"]])
