@@ -77,14 +77,15 @@ def prepare(
     objective: Objective = "ce",
     instruction: str = CONTINUE,
 ) -> AlignmentTrainer:
-    """Everything but the training: loads the frozen parts in bfloat16 with `args.bf16`, else in float32, and the adapter in float32."""
+    """Everything but the training: the frozen parts in bfloat16 with `args.bf16`, else in float32, and the adapter in float32."""
     dtype = torch.bfloat16 if args.bf16 else torch.float32
     llm = AutoModelForCausalLM.from_pretrained(checkpoint.llm, dtype=dtype)
     out = Path(args.output_dir)
     with args.main_process_first():
         if args.should_save and not (out / ADAPTER).exists():
             write_adapter(first_adapter(checkpoint, llm, args.seed), shared_config(checkpoint), out)
-    embedder = replace(checkpoint, folder=out).load_embedder(dtype)
+    embedder = replace(checkpoint, folder=out).load_embedder()
+    embedder.encoder.to(dtype)
     collator = Collator(
         read,
         checkpoint.prompt_builder(torch.float32),

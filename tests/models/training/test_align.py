@@ -102,6 +102,18 @@ def test_the_result_is_a_checkpoint(finished: AlignmentTrainer, checkpoint: Chec
         trained.load_embedder()
 
 
+def test_the_adapter_starts_unrounded_beside_bfloat16(
+    checkpoint: Checkpoint, examples: list[Example], tmp_path: Path
+) -> None:
+    args = training_arguments(tmp_path, [*OPTIONS, "--bf16"], ALIGN)
+    model = prepare(checkpoint, examples, read, args).model
+    assert model.embedder.dtype == model.llm.dtype == torch.bfloat16
+    before = adapter(checkpoint.folder)
+    assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in before.values())
+    for name, weight in model.embedder.adapter.state_dict().items():
+        assert torch.equal(weight, before[name]), name
+
+
 def test_frozen_parts_stay(finished: AlignmentTrainer, checkpoint: Checkpoint) -> None:
     before = checkpoint.load_embedder().encoder.state_dict()
     assert all(torch.equal(w, before[name]) for name, w in finished.model.embedder.encoder.state_dict().items())
