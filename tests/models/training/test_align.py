@@ -94,6 +94,27 @@ def test_only_what_is_trained_is_saved(checkpoint: Checkpoint, finished: Alignme
     assert sorted(moments) == sorted(weight.shape for weight in before.values())
 
 
+class Engine:
+    """Stands in for DeepSpeed's, whose checkpoints hold the frozen weights unless it is told otherwise."""
+
+    def __init__(self) -> None:
+        self.saved: list[tuple[str, bool]] = []
+
+    def save_checkpoint(self, folder: str, exclude_frozen_parameters: bool = False) -> None:
+        self.saved.append((folder, exclude_frozen_parameters))
+
+
+def test_deepspeed_saves_nothing_frozen(
+    checkpoint: Checkpoint, examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = prepare(checkpoint, examples, read, training_arguments(tmp_path, OPTIONS, ALIGN))
+    trainer.is_deepspeed_enabled, trainer.model_wrapped = True, Engine()
+    monkeypatch.setattr("transformers.trainer.DeepSpeedSchedulerWrapper", type(trainer.lr_scheduler), raising=False)
+    for folder in ("a", "b"):
+        trainer._save_optimizer_and_scheduler(folder)
+    assert trainer.model_wrapped.saved == [("a", True), ("b", True)]
+
+
 def test_the_result_is_a_checkpoint(finished: AlignmentTrainer, checkpoint: Checkpoint, tmp_path: Path) -> None:
     for folder in (finished.args.output_dir, last_checkpoint(Path(finished.args.output_dir))):
         trained = open_checkpoint(str(folder), tmp_path)
