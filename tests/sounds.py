@@ -34,11 +34,16 @@ def wav(samples: npt.NDArray[np.float32], rate: int = RATE) -> bytes:
 
 def encoded(container: str, codec: str, seconds: float, rate: int = 48_000) -> bytes:
     """A tone as any container and codec that PyAV writes."""
+    return encode(container, codec, 8000 / 32767 * np.sin(np.arange(round(seconds * rate)) * 0.05), rate)
+
+
+def encode(container: str, codec: str, samples: npt.NDArray[np.floating], rate: int = RATE) -> bytes:
+    """Samples (n,), of 16 bits, as any container and codec that PyAV writes."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as out:
         stream = out.add_stream(codec, rate=rate)
-        tone = (8000 * np.sin(np.arange(round(seconds * rate)) * 0.05)).astype(np.int16)[None]
-        frame = av.AudioFrame.from_ndarray(tone, format="s16", layout="mono")
+        pcm = (samples.clip(-1, 1) * 32767).astype(np.int16)[None]
+        frame = av.AudioFrame.from_ndarray(pcm, format="s16", layout="mono")
         frame.sample_rate = rate
         for packet in (*stream.encode(frame), *stream.encode(None)):
             out.mux(packet)

@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -18,6 +19,7 @@ import torch
 
 from models.demo import compare, continuations, evaluate, export, heldout, train_adapter, train_encoder, train_llm
 from models.demo.corpus import Shard, build_shard
+from models.demo.preflight import mute_voices
 from models.demo.samples import write_samples
 from models.demo.tokenizer import build as build_tokenizer
 from models.demo.train_adapter import EncodedSpeech
@@ -155,6 +157,14 @@ STAGES: dict[str, Callable[[], None]] = {
     "samples": samples,
 }
 _ALONE: dict[str, Callable[[], None]] = {"encoder": encoder, "llm": llm, "comparison": comparison}
+_SPEAKING = {"speech", "tests", "samples"}
+
+
+def check_voices() -> None:
+    """Ends the program with what is missing where a voice can't speak on this machine."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        if mute := process.submit(mute_voices).result():
+            sys.exit("These voices can't speak here:\n" + "\n".join(mute))
 
 
 def _together(jobs: list[tuple[Callable[..., None], tuple[object, ...]]]) -> None:
@@ -194,7 +204,10 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     WORK.mkdir(parents=True, exist_ok=True)
     _set_up()
-    for stage in arguments.stage or STAGES:
+    stages = arguments.stage or list(STAGES)
+    if not _SPEAKING.isdisjoint(stages):
+        check_voices()
+    for stage in stages:
         logger.info("stage %s", stage)
         (STAGES | _ALONE)[stage]()
 

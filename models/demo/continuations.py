@@ -16,10 +16,11 @@ _CHUNK = 2000
 
 
 def write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[str], file: Path, seed: int) -> None:
-    """Samples a continuation for each of `texts` into JSON lines; goes on where the file ends if it is already there."""
-    done = len(file.read_text().splitlines()) // _CHUNK * _CHUNK if file.exists() else 0
-    lines = file.read_text().splitlines()[:done] if done else []
-    file.write_text("".join(line + "\n" for line in lines))
+    """Samples a continuation for each of `texts` into JSON lines; goes on after the last whole chunk in the file if it is there."""
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]  # a kill can leave half a line
+    done = len(whole) // _CHUNK * _CHUNK
+    file.write_text("".join(whole[:done]))
     for begin in range(done, len(texts), _CHUNK):
         torch.manual_seed(seed + begin)
         chunk = texts[begin : begin + _CHUNK]

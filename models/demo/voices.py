@@ -31,4 +31,7 @@ UNSEEN: dict[str, list[Voice]] = {
     "festival-ked": [Voice("festival", "ked_diphone")],
     "festival-hts": [Voice("festival", "cmu_us_slt_arctic_hts")],
 }
-"""Voices that no training hears: accents and variants of espeak, a speaker of flite, and the whole of festival."""
+"""Voices that no training hears: accents and variants of espeak, a speaker of flite, and the whole of festival.
+
+The speaker of festival's HTS voice is that of flite's slt, though: new is only the engine.
+"""

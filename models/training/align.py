@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from models.config import BlspConfig
 from models.training import CONTINUE
 from models.training.batches import Collator
 from models.training.manifest import Example, ReadAudio
-from models.training.model import AdapterModel, Objective
+from models.training.model import TRAINED, AdapterModel, Objective
 from models.training.trainer import LengthTrainer, run
 from models.weights import load_strict, read_tensors
 
@@ -32,10 +33,16 @@ class AlignmentTrainer(LengthTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Writes a checkpoint in our layout; `state_dict` is given where DeepSpeed or FSDP has gathered the weights."""
-        prefix = "embedder.adapter."
         weights = self.model.state_dict() if state_dict is None else state_dict
-        adapter = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+        adapter = {name.removeprefix(TRAINED): w for name, w in weights.items() if name.startswith(TRAINED)}
         write_adapter(adapter, self._config, Path(output_dir or self.args.output_dir))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Has DeepSpeed leave frozen weights out of its own checkpoint, which transformers does for PEFT's models only."""
+        if self.is_deepspeed_enabled:
+            engine = self.model_wrapped
+            engine.save_checkpoint = partial(type(engine).save_checkpoint, engine, exclude_frozen_parameters=True)
+        super()._save_optimizer_and_scheduler(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_strict(self.model.embedder.adapter, read_tensors(Path(resume_from_checkpoint)), resume_from_checkpoint)
@@ -77,14 +84,15 @@ def prepare(
     objective: Objective = "ce",
     instruction: str = CONTINUE,
 ) -> AlignmentTrainer:
-    """Everything but the training: loads the frozen parts in bfloat16 with `args.bf16`, else in float32, and the adapter in float32."""
+    """Everything but the training: the frozen parts in bfloat16 with `args.bf16`, else in float32, and the adapter in float32."""
     dtype = torch.bfloat16 if args.bf16 else torch.float32
     llm = AutoModelForCausalLM.from_pretrained(checkpoint.llm, dtype=dtype)
     out = Path(args.output_dir)
     with args.main_process_first():
         if args.should_save and not (out / ADAPTER).exists():
             write_adapter(first_adapter(checkpoint, llm, args.seed), shared_config(checkpoint), out)
-    embedder = replace(checkpoint, folder=out).load_embedder(dtype)
+    embedder = replace(checkpoint, folder=out).load_embedder()
+    embedder.encoder.to(dtype)
     collator = Collator(
         read,
         checkpoint.prompt_builder(torch.float32),

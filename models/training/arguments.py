@@ -38,22 +38,26 @@ INSTRUCT = Recipe(128, 4, {"learning_rate": 2e-5, "weight_decay": 0.05, "warmup_
 def training_arguments(out: Path, options: list[str], recipe: Recipe) -> TrainingArguments:
     """TrainingArguments from command-line options, by default those of the recipe.
 
-    Raises InputError for an option that they do not know or refuse.
+    Where the options do not say how many batches are accumulated, a step of all processes holds the recipe's batch, or what comes nearest
+    to it. Raises InputError for an option that they do not know or refuse.
     """
     parser = HfArgumentParser(TrainingArguments, exit_on_error=False, prog="blsp")
-    world = int(os.environ.get("WORLD_SIZE", "1"))
     parser.set_defaults(
         output_dir=str(out),
         per_device_train_batch_size=recipe.per_device,
-        gradient_accumulation_steps=max(1, recipe.batch // (recipe.per_device * world)),
         bf16=torch.cuda.is_available(),
         remove_unused_columns=False,
         report_to=["tensorboard"],
         logging_steps=10,
+        save_steps=100,  # an epoch of LibriSpeech has 366 steps of 768
         save_total_limit=2,
         **recipe.options,
     )
     try:
+        at_once = parser.parse_known_args(options)[0].per_device_train_batch_size * int(
+            os.environ.get("WORLD_SIZE", "1")
+        )
+        parser.set_defaults(gradient_accumulation_steps=max(1, round(recipe.batch / max(1, at_once))))
         args: TrainingArguments
         (args,) = parser.parse_args_into_dataclasses(args=options, look_for_args_file=False)
     except Exception as error:

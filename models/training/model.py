@@ -11,10 +11,12 @@ from models.embedder import Embedder
 from models.training.batches import IGNORED
 
 Objective = Literal["ce", "kl"]
+TRAINED = "embedder.adapter."
+"""How the names of the trained weights begin."""
 
 
 class AdapterModel(nn.Module):
-    """Encoder, adapter and LLM as one module whose loss trains the adapter.
+    """Encoder, adapter and LLM as one module whose loss trains the adapter; its state dict holds the adapter and nothing else.
 
     `objective` "ce" is the published one, cross-entropy of the continuation given the speech; "kl" is the divergence of the LLM's
     next-token distributions given the speech from those given the transcript.
@@ -27,7 +29,10 @@ class AdapterModel(nn.Module):
         self.embedder = embedder.requires_grad_(False)
         self.llm = llm.requires_grad_(False)
         self.objective = objective
+        self.config = llm.config  # where DeepSpeed's "auto" sizes come from
         embedder.adapter.float().requires_grad_(True)
+        self.register_state_dict_post_hook(_drop_frozen)
+        self.register_load_state_dict_post_hook(_miss_nothing_frozen)
 
     def train(self, mode: bool = True) -> "AdapterModel":
         """The frozen parts stay in eval mode; but layers of the LLM checkpoint their activations in training mode only."""
@@ -71,12 +76,22 @@ class AdapterModel(nn.Module):
         """Features (batch, n_mels, T) with `frames` and `lengths` (batch,) -> rows of all items after each other (total, llm_dim)."""
         with torch.no_grad():
             states = self.embedder.encoder(features.to(self.embedder.dtype), frames)
-        return torch.cat(self.embedder.adapter(states.float(), lengths))
+        trained_dtype = self.embedder.adapter.speech_ln.weight.dtype  # DeepSpeed's bf16 engine converts it
+        return torch.cat(self.embedder.adapter(states.to(trained_dtype), lengths))
 
     @torch.no_grad()
     def from_transcript(self, text_ids: Tensor, text_mask: Tensor, text_labels: Tensor) -> Tensor:
         """The logits given the transcript, (tokens of all replies, vocabulary)."""
         return predictions(self.llm, self.llm.get_input_embeddings()(text_ids), text_mask, text_labels)
+
+
+def _drop_frozen(model: nn.Module, weights: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+    for name in [name for name in weights if not name.startswith(prefix + TRAINED)]:
+        del weights[name]
+
+
+def _miss_nothing_frozen(model: nn.Module, keys: Any) -> None:
+    keys.missing_keys[:] = [name for name in keys.missing_keys if TRAINED in name]
 
 
 def splice(llm: PreTrainedModel, ids: Tensor, is_speech: Tensor, rows: Tensor) -> Tensor:

@@ -108,10 +108,13 @@ class Align(BaseSettings):
         from service.audio.recordings import read_samples
 
         args = training_arguments(self.out, self.trainer, ALIGN)
-        examples = read_examples(self.data)
+        examples, passed_over = read_examples(self.data)
         if args.should_log:
             hours = sum(example.samples for example in examples) / SAMPLE_RATE / 3600
-            console.print(f"{len(examples)} examples, {hours:.2f} hours of speech")
+            step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            console.print(f"{len(examples)} examples, {hours:.2f} hours of speech; {step} examples a step")
+            for reason, count in passed_over.most_common():
+                console.print(f"lines passed over: {count} ({reason})")
         checkpoint = open_checkpoint(self.checkpoint, self.cache)
         align(checkpoint, examples, read_samples, args, objective=self.loss, instruction=self.instruction)
         if args.should_log:
@@ -132,6 +135,7 @@ class Evaluate(BaseSettings):
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of a local checkpoint")
     device: str = Field("cpu", description="where a local checkpoint runs, e.g. cuda")
     timeout: float = Field(120.0, gt=0, description="seconds that a server may take for a reply")
+    api_key: str | None = Field(None, description="sent to a server as a bearer token")
     cache: Path = CACHE
 
     def cli_cmd(self) -> None:
@@ -144,8 +148,10 @@ class Evaluate(BaseSettings):
         from service.audio.recordings import read_samples
 
         questions = read_manifest(self.manifest, Question)
-        with httpx.Client(base_url=self.model if "://" in self.model else "", timeout=self.timeout) as client:
-            model = evaluation.ServedModel(client, read_samples) if "://" in self.model else self._local()
+        url = self.model if "://" in self.model else ""
+        headers = {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
+        with httpx.Client(base_url=url, headers=headers, timeout=self.timeout) as client:
+            model = evaluation.ServedModel(client, read_samples) if url else self._local()
             with progress_bar() as bar:
                 task = bar.add_task("Asking", total=evaluation.work(questions, model))
                 base = self.manifest.parent.absolute()
@@ -181,11 +187,15 @@ class Instruct(BaseSettings):
     def cli_cmd(self) -> None:
         """Trains."""
         from models.training.arguments import INSTRUCT, training_arguments
-        from models.training.instruct import instruct, read_alpaca
+        from models.training.instruct import MAX_TOKENS, instruct, read_alpaca, with_room
         from models.training.llm import open_llm
 
         args = training_arguments(self.out, self.trainer, INSTRUCT)
         lessons = read_alpaca(self.data)
-        instruct(*open_llm(self.model, self.cache, self.prompt_format), lessons, args)
+        llm, prompts = open_llm(self.model, self.cache, self.prompt_format)
+        fitting = with_room(lessons, prompts)
+        if args.should_log and (too_long := len(lessons) - len(fitting)):
+            console.print(f"lessons passed over: {too_long} (no room for an answer in {MAX_TOKENS} tokens)")
+        instruct(llm, prompts, fitting, args)
         if args.should_log:
             console.print(f"Wrote {self.out}")

@@ -8,7 +8,7 @@ ffmpeg command decodes it, encoder delay and edit lists included, but channels a
 import importlib
 import io
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import BinaryIO
@@ -55,19 +55,23 @@ NO_SAMPLES = "The audio file holds no samples. Send a recording that is not empt
 av.logging.set_level(None)  # ffmpeg's own messages go nowhere
 
 
-def decode(source: BinaryIO | io.RawIOBase, *, max_seconds: float) -> Iterator[np.ndarray]:
+def decode(source: BinaryIO | io.RawIOBase, *, max_seconds: float, start: int = 0) -> Iterator[np.ndarray]:
     """Decode the main audio track of `source` (bytes of a file, read from its start; may block while they arrive).
 
     Yields float32 arrays of shape (samples,), 16 kHz, full scale = 1.0, none empty. Integers are divided by their full
     scale, channels averaged. 16 kHz mono is passed on untouched.
 
+    With `start`, a number of samples at 16 kHz, the source must be a whole file; what comes before is left out, and not
+    even decoded in FLAC and WAV files at 16 kHz. In others it is: a lossy decoder, or a resampler, that begins elsewhere
+    gives other samples.
+
     Raises `NotAudio`, `InvalidAudio` (empty, damaged, truncated, not finite) or `AudioTooLong` (more than
     `max_seconds`); what `source.read` raises comes out as it is.
     """
-    reader = _Reader(source)
-    empty = True
+    reader = _Reader(source, whole=start > 0)
+    empty = not start
     try:
-        for chunk in _chunks(reader, max_seconds):
+        for chunk in _chunks(reader, max_seconds, start):
             empty = False
             yield chunk
         if empty:  # fewer samples than make one at 16 kHz
@@ -86,7 +90,7 @@ def load_everything() -> None:
             importlib.import_module(module.name)
 
 
-def _chunks(reader: "_Reader", max_seconds: float) -> Iterator[np.ndarray]:
+def _chunks(reader: "_Reader", max_seconds: float, start: int) -> Iterator[np.ndarray]:
     with _open(reader) as container:
         reader.check()
         _check_wave(reader.head)
@@ -94,8 +98,9 @@ def _chunks(reader: "_Reader", max_seconds: float) -> Iterator[np.ndarray]:
         declared = _declared_seconds(container, stream, reader.head)
         if declared is not None and declared > max_seconds + _tolerance(declared, stream):
             raise _too_long(max_seconds, declared)
-        tally = _Tally()
-        resampler = _Resampler()
+        first = _seek(container, stream, start) if reader.exact_seeks else 0
+        tally = _Tally(Fraction(first, SAMPLE_RATE))
+        resampler = _Resampler(skip=start - first)
         for frame in _frames(container, stream, reader, tally):
             _check_shape(frame.sample_rate, frame.layout.nb_channels)
             tally.decoded += Fraction(frame.samples, frame.sample_rate)
@@ -107,14 +112,33 @@ def _chunks(reader: "_Reader", max_seconds: float) -> Iterator[np.ndarray]:
         yield from resampler.flush()
 
 
+def _seek(container: InputContainer, stream: AudioStream, start: int) -> int:
+    """Goes to sample `start`, counted at 16 kHz, or some way before it; returns the number of the sample that will be decoded next."""
+    codec = stream.codec_context
+    lossless = codec.name == "flac" or codec.name.startswith("pcm_")
+    if not lossless or codec.sample_rate != SAMPLE_RATE or stream.time_base != Fraction(1, SAMPLE_RATE):
+        return 0
+    try:
+        container.seek(start, stream=stream)
+        found = next(container.demux(stream)).pts
+        container.seek(start, stream=stream)  # to the same packet again
+    except av.FFmpegError:  # behind the end
+        found = None
+    if found is None or not 0 <= found <= start:
+        container.seek(0)
+        return 0
+    return found
+
+
 class _Reader:
     """What ffmpeg reads from: never raises into it (the error is kept for `check`), never looks for the end.
 
     ffmpeg asks a seekable file for its size, and some demuxers then look behind the media data; both would wait for the
-    whole upload. So a file is seekable only where its container needs it.
+    whole upload. So a file is seekable only where its container needs it, or where it is `whole` and of a container in
+    which any sample is found by its number.
     """
 
-    def __init__(self, source: BinaryIO | io.RawIOBase) -> None:
+    def __init__(self, source: BinaryIO | io.RawIOBase, whole: bool) -> None:
         self._source = source
         self.error: Exception | None = None
         self.ended = False
@@ -123,7 +147,8 @@ class _Reader:
         while len(self.head) < 12 and self.read(12 - len(self.head)):
             pass
         self._is_mp3 = self.head.startswith(b"ID3") or is_mpeg_sync(self.head)
-        self._seekable = self._is_mp3 or is_mp4(self.head) or self.head.startswith(b"caff")
+        self.exact_seeks = whole and (self.head.startswith(b"fLaC") or self.head[8:] == b"WAVE")
+        self._seekable = self.exact_seeks or self._is_mp3 or is_mp4(self.head) or self.head.startswith(b"caff")
         self.seek(0)
 
     def check(self) -> None:
@@ -149,14 +174,15 @@ class _Reader:
         return data
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if whence == io.SEEK_END:
+        if whence == io.SEEK_END and not self.exact_seeks:
             # The mp3 demuxer trusts a Xing header only if it knows a file size, no larger than the header's.
             return 0 if self._is_mp3 else -1
         if self.error is not None:
             return -1
-        target = offset if whence == io.SEEK_SET else self._position + offset
+        if whence == io.SEEK_CUR:
+            offset, whence = self._position + offset, io.SEEK_SET
         try:
-            self._position = self._source.seek(target)
+            self._position = self._source.seek(offset, whence)
         except Exception as exc:
             self.error = exc
             return -1
@@ -238,9 +264,13 @@ def _decode_packet(stream: AudioStream, packet: "Packet[AudioStream] | None", ta
 
 
 class _Resampler:
-    """Frames of any format to chunks of mono 16 kHz float32; rate, channels and format may change on the way."""
+    """Frames of any format to chunks of mono 16 kHz float32; rate, channels and format may change on the way.
 
-    def __init__(self) -> None:
+    The first `skip` samples of the result are left out.
+    """
+
+    def __init__(self, skip: int) -> None:
+        self._skip = skip
         self._shape: tuple[int, str, str] | None = None
         self._to_float = AudioResampler(format="flt")
         self._to_16k: AudioResampler | None = None
@@ -258,17 +288,24 @@ class _Resampler:
 
     def flush(self) -> Iterator[np.ndarray]:
         if self._to_16k is not None:
-            yield from (_mono(part) for part in self._to_16k.resample(None))
+            yield from self._behind_skip(_mono(part) for part in self._to_16k.resample(None))
 
     def _resample(self, samples: np.ndarray, rate: int) -> Iterator[np.ndarray]:
         if not np.isfinite(samples).all():
             raise InvalidAudio("The audio has samples that are NaN or infinite. Send finite samples between -1 and 1.")
         if self._to_16k is None:
-            yield samples
+            yield from self._behind_skip([samples])
             return
         frame = AudioFrame.from_ndarray(samples[np.newaxis], format="flt", layout="mono")
         frame.sample_rate = rate
-        yield from (_mono(part) for part in self._to_16k.resample(frame))
+        yield from self._behind_skip(_mono(part) for part in self._to_16k.resample(frame))
+
+    def _behind_skip(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for chunk in chunks:
+            skipped = min(self._skip, len(chunk))
+            self._skip -= skipped
+            if skipped < len(chunk):
+                yield chunk[skipped:]
 
 
 def _mono(frame: AudioFrame) -> np.ndarray:

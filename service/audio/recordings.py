@@ -46,18 +46,16 @@ def as_wav(samples: Tensor) -> bytes:
 
 
 def _decode(span: AudioSpan) -> np.ndarray:
-    """Decodes from the file's start to the span's end."""
-    end = math.inf if span.frames is None else span.start + span.frames
-    chunks: list[np.ndarray] = []
+    """Decodes to the span's end: from its start in FLAC and WAV files at 16 kHz, from the file's start in any other."""
+    chunks = [np.empty(0, np.float32)]
     length = 0
     with span.path.open("rb") as file:
-        for chunk in decode(file, max_seconds=math.inf):
+        for chunk in decode(file, max_seconds=math.inf, start=span.start):
             chunks.append(chunk)
             length += len(chunk)
-            if length >= end:
+            if span.frames is not None and length >= span.frames:
                 break
-    samples: np.ndarray = np.concatenate(chunks)
-    return samples[span.start : None if span.frames is None else int(end)]
+    return np.concatenate(chunks)[: span.frames]
 
 
 def _seek_wave(span: AudioSpan) -> np.ndarray | None:

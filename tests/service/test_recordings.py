@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from models.training.manifest import AudioSpan
+from service.audio import decode
 from service.audio.recordings import read_samples
 from service.errors import ApiError
-from tests.sounds import RATE, voice, wav
+from tests.sounds import RATE, encode, voice, wav
 
 
 @pytest.fixture
@@ -36,6 +37,36 @@ def test_pieces_by_seeking_and_by_decoding_are_equal(file: Path, start: int, fra
         np.testing.assert_array_equal(
             read_samples(AudioSpan(path, start, frames)).numpy(), whole[start : start + frames]
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "rate", "sought"),
+    [
+        ("a.flac", "flac", RATE, True),
+        ("a.wav", "pcm_s24le", RATE, True),
+        ("a.ogg", "libopus", 48_000, False),
+        ("a.mp3", "libmp3lame", RATE, False),
+        ("b.flac", "flac", 44_100, False),
+        ("b.wav", "libmp3lame", RATE, False),
+    ],
+)
+def test_a_piece_is_what_it_is_in_the_whole_file(
+    tmp_path: Path, name: str, codec: str, rate: int, sought: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is sought, nothing but a few packets before it is decoded."""
+    seconds = 60
+    file = tmp_path / name
+    file.write_bytes(encode(file.suffix[1:], codec, voice(seconds * rate / RATE), rate))
+    whole = read_samples(AudioSpan(file)).numpy()
+    frames: list[int] = []
+    monkeypatch.setattr(decode, "_mono", lambda frame, mono=decode._mono: frames.append(frame.samples) or mono(frame))
+    for start, length in [(1, 9), (23_456, 7_000), (40 * RATE + 1, RATE), (len(whole) - 1000, 5000)]:
+        frames.clear()
+        piece = read_samples(AudioSpan(file, start, length)).numpy()
+        np.testing.assert_array_equal(piece, whole[start : start + length])
+        assert (sum(frames) < length + RATE) == (sought or start < RATE)
+    with pytest.raises(ApiError, match="ends before"):
+        read_samples(AudioSpan(file, (seconds + 10) * RATE, 10))
 
 
 def test_what_is_not_there(file: Path, tmp_path: Path) -> None:

@@ -1,5 +1,9 @@
-"""A handful of examples to train on."""
+"""A handful of examples to train on, and an end for trainings that nothing can prepare for."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,18 @@ from models.training.manifest import AudioSpan, Example
 from tests.sounds import RATE, voice
 
 SECONDS = [0.4, 1.3, 0.8, 2.0, 0.6, 1.1]
+TEXTS = [
+    "No.",
+    "How far is it from here?",
+    "The weather is fine.",
+    "Er fährt mit dem Zug.",
+    "Yes.",
+    "Tell me a story.",
+]
+EXAMPLES = [
+    Example(AudioSpan(Path(str(i))), round(s * RATE), t, f"{t} And then?")
+    for i, (s, t) in enumerate(zip(SECONDS, TEXTS, strict=True))
+]
 
 
 def read(span: AudioSpan) -> Tensor:
@@ -20,20 +36,36 @@ def read(span: AudioSpan) -> Tensor:
     return torch.from_numpy(voice(SECONDS[int(str(span.path))], seed=int(str(span.path))))
 
 
+PAUSE = """
+import signal, sys
+from models.training.trainer import LengthTrainer
+
+save = LengthTrainer._save_rng_state
+
+def pause(self, folder):
+    if folder.endswith("-6"):
+        print("half of checkpoint-6 is written", flush=True)
+        signal.pause()
+    save(self, folder)
+
+LengthTrainer._save_rng_state = pause
+"""
+
+
+def kill_while_it_saves(script: str, *arguments: object) -> None:
+    """Runs Python code that trains, and kills it with SIGKILL while it writes checkpoint-6."""
+    command = [sys.executable, "-c", PAUSE + script, *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert any("half of checkpoint-6" in line for line in process.stdout)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+
+
 @pytest.fixture(scope="session")
 def examples() -> list[Example]:
-    texts = [
-        "No.",
-        "How far is it from here?",
-        "The weather is fine.",
-        "Er fährt mit dem Zug.",
-        "Yes.",
-        "Tell me a story.",
-    ]
-    return [
-        Example(AudioSpan(Path(str(i))), round(s * RATE), t, f"{t} And then?")
-        for i, (s, t) in enumerate(zip(SECONDS, texts, strict=True))
-    ]
+    return EXAMPLES
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import TrainingArguments
 
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.training import InputError
@@ -14,7 +14,7 @@ from models.training.align import AlignmentTrainer, align, prepare
 from models.training.arguments import ALIGN, last_checkpoint, training_arguments
 from models.training.batches import Collator
 from models.training.manifest import Example
-from tests.models.training.conftest import read
+from tests.models.training.conftest import kill_while_it_saves, read
 
 # 6 examples in steps of 4: an epoch is a full step and half a one, each in batches of 2.
 OPTIONS = [
@@ -50,19 +50,21 @@ def logged_losses(trainer: AlignmentTrainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-class Killed(TrainerCallback):
-    def on_step_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
-        if state.global_step == 5:
-            raise KeyboardInterrupt
+KILLED = """
+from pathlib import Path
+from models.checkpoint import open_checkpoint
+from tests.models.training.conftest import EXAMPLES
+from tests.models.training.test_align import run
+
+run(open_checkpoint(sys.argv[1], Path()), EXAMPLES, Path(sys.argv[2]))
+"""
 
 
-def test_a_killed_run_goes_on_bit_exactly(
+def test_kill_9_leaves_a_run_that_goes_on_bit_exactly(
     checkpoint: Checkpoint, examples: list[Example], finished: AlignmentTrainer, tmp_path: Path
 ) -> None:
-    trainer = prepare(checkpoint, examples, read, training_arguments(tmp_path, OPTIONS, ALIGN))
-    trainer.add_callback(Killed)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
+    kill_while_it_saves(KILLED, checkpoint.folder, tmp_path)
+    assert (tmp_path / "checkpoint-6" / "adapter.safetensors").exists()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")  # in the middle of an epoch
 
     resumed = run(checkpoint, examples, tmp_path)
@@ -92,12 +94,45 @@ def test_only_what_is_trained_is_saved(checkpoint: Checkpoint, finished: Alignme
     assert sorted(moments) == sorted(weight.shape for weight in before.values())
 
 
+class Engine:
+    """Stands in for DeepSpeed's, whose checkpoints hold the frozen weights unless it is told otherwise."""
+
+    def __init__(self) -> None:
+        self.saved: list[tuple[str, bool]] = []
+
+    def save_checkpoint(self, folder: str, exclude_frozen_parameters: bool = False) -> None:
+        self.saved.append((folder, exclude_frozen_parameters))
+
+
+def test_deepspeed_saves_nothing_frozen(
+    checkpoint: Checkpoint, examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = prepare(checkpoint, examples, read, training_arguments(tmp_path, OPTIONS, ALIGN))
+    trainer.is_deepspeed_enabled, trainer.model_wrapped = True, Engine()
+    monkeypatch.setattr("transformers.trainer.DeepSpeedSchedulerWrapper", type(trainer.lr_scheduler), raising=False)
+    for folder in ("a", "b"):
+        trainer._save_optimizer_and_scheduler(folder)
+    assert trainer.model_wrapped.saved == [("a", True), ("b", True)]
+
+
 def test_the_result_is_a_checkpoint(finished: AlignmentTrainer, checkpoint: Checkpoint, tmp_path: Path) -> None:
     for folder in (finished.args.output_dir, last_checkpoint(Path(finished.args.output_dir))):
         trained = open_checkpoint(str(folder), tmp_path)
         assert trained.llm.samefile(checkpoint.llm)
         assert trained.config.prompt_format == checkpoint.config.prompt_format
         trained.load_embedder()
+
+
+def test_the_adapter_starts_unrounded_beside_bfloat16(
+    checkpoint: Checkpoint, examples: list[Example], tmp_path: Path
+) -> None:
+    args = training_arguments(tmp_path, [*OPTIONS, "--bf16"], ALIGN)
+    model = prepare(checkpoint, examples, read, args).model
+    assert model.embedder.dtype == model.llm.dtype == torch.bfloat16
+    before = adapter(checkpoint.folder)
+    assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in before.values())
+    for name, weight in model.embedder.adapter.state_dict().items():
+        assert torch.equal(weight, before[name]), name
 
 
 def test_frozen_parts_stay(finished: AlignmentTrainer, checkpoint: Checkpoint) -> None:
@@ -157,7 +192,27 @@ def test_published_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("WORLD_SIZE", "1")
     args = training_arguments(tmp_path, ["--use_cpu"], ALIGN)
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 768
+    assert args.save_steps <= 281_241 // 768 / 3  # several checkpoints in an epoch of LibriSpeech
     assert (args.learning_rate, args.weight_decay, args.warmup_steps, args.num_train_epochs) == (5e-5, 0.05, 1000, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "processes", "accumulated"),
+    [
+        (["--per_device_train_batch_size", "32"], 1, 24),
+        (["--per_device_train_batch_size=16"], 8, 6),
+        (["--per_device_train_batch_size=100"], 1, 8),
+        (["--per_device_train_batch_size=4000"], 1, 1),
+        (["--per_device_train_batch_size=32", "--gradient_accumulation_steps=3"], 1, 3),
+        ([], 8, 12),
+    ],
+)
+def test_a_step_holds_the_published_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], processes: int, accumulated: int
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setattr(TrainingArguments, "__post_init__", lambda self: None)  # which looks for the other processes
+    assert training_arguments(tmp_path, options, ALIGN).gradient_accumulation_steps == accumulated
 
 
 @pytest.mark.parametrize("options", [["--no-such-option", "1"], ["--learning_rate", "fast"]])

@@ -150,6 +150,30 @@ def test_gradient_checkpointing_changes_nothing(
     same_gradients(gradients(checkpointed), gradients(plain))
 
 
+def test_the_state_is_what_is_trained(model: AdapterModel) -> None:
+    state = {name: torch.zeros_like(weight) for name, weight in model.state_dict().items()}
+    assert state.keys() == {f"embedder.adapter.{name}" for name in model.embedder.adapter.state_dict()}
+    model.load_state_dict(state)
+    assert not any(weight.any() for weight in model.embedder.adapter.parameters())
+    assert all(weight.any() for weight in model.llm.parameters())
+    name = next(iter(state))
+    with pytest.raises(RuntimeError, match="Missing"):
+        model.load_state_dict({other: weight for other, weight in state.items() if other != name})
+    with pytest.raises(RuntimeError, match="Unexpected"):
+        model.load_state_dict(state | {"embedder.adapter.other": state[name]})
+
+
+def test_all_of_it_in_bfloat16_as_deepspeed_has_it(
+    checkpoint: Checkpoint, collator: Collator, examples: list[Example]
+) -> None:
+    model = make(checkpoint).bfloat16()
+    loss = model(**collator(examples))["loss"]
+    loss.backward()
+    assert all(grad.dtype == torch.bfloat16 for grad in gradients(model).values())
+    torch.testing.assert_close(loss, make(checkpoint)(**collator(examples))["loss"], rtol=0.05, atol=0)
+    assert model.config.hidden_size == checkpoint.llm_dim()  # from which DeepSpeed takes sizes that are "auto"
+
+
 def test_bfloat16_frozen_parts(checkpoint: Checkpoint, collator: Collator, examples: list[Example]) -> None:
     llm = LlamaForCausalLM.from_pretrained(checkpoint.llm, dtype=torch.bfloat16)
     model = AdapterModel(checkpoint.load_embedder(torch.bfloat16), llm)
