@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import os
+import resource
 import signal
 import sys
 from collections import Counter
@@ -24,11 +25,18 @@ from service.settings import DEMO, ModelSettings, ServeSettings, model_name
 from service.telemetry import logs
 
 LINES_FAILED = 3  # exit status of `blsp batch`
+OPEN_FILES = 65_536
 log = logging.getLogger("service")
 
 
 def _progress(step: str) -> None:
     console.print(f"[dim]blsp[/dim] {step} …")
+
+
+def _allow_open_files() -> None:
+    """Each connection and each decoder takes a few; what a shell allows by default is for programs that use select."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, OPEN_FILES)), hard))
 
 
 def _quiet_libraries() -> None:
@@ -45,9 +53,8 @@ class Serve(ServeSettings):
 
     def cli_cmd(self) -> None:
         """Runs until SIGTERM or SIGINT; exits with 1 where the model can't be loaded or its engine dies."""
-        import uvicorn
-
         from service.http.app import create_app
+        from service.http.server import Server
         from service.loading import Service, load
 
         in_json = self.log_format == "json"
@@ -64,20 +71,9 @@ class Serve(ServeSettings):
             server.should_exit = True
 
         logs.configure(self.log_format)
+        _allow_open_files()
         app = create_app(self, load_model, stop)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                host=self.host,
-                port=self.port,
-                log_config=None,
-                log_level="warning",
-                access_log=False,
-                ssl_certfile=self.ssl_certfile,
-                ssl_keyfile=self.ssl_keyfile,
-                timeout_graceful_shutdown=int(self.drain_seconds),
-            )
-        )
+        server = Server(app, app.state.drain, self)
         for number in (signal.SIGTERM, signal.SIGINT):
             # uvicorn raises them again when it has drained; that is a clean end
             signal.signal(number, lambda *_: None)

@@ -114,6 +114,13 @@ class UploadTooSlow(InvalidRequest):
     code = "upload_too_slow"
 
 
+class HeadTooLarge(InvalidRequest):
+    """What comes before the body is too large."""
+
+    status = 431
+    code = "head_too_large"
+
+
 class DeadlineExceeded(ApiError):
     """The service did not get done in time."""
 

@@ -126,9 +126,23 @@ class ServeSettings(ModelSettings):
     )
     client_max_requests: int = Field(0, ge=0, description="requests of one client at the same time; 0: no limit")
     client_requests_per_minute: int = Field(0, ge=0, description="requests of one client in a minute; 0: no limit")
+    max_connections: int = Field(
+        1024, ge=0, description="connections of clients at the same time, idle ones included; 0: no limit"
+    )
+    head_seconds: float = Field(20.0, gt=0, description="how long a request's head may take to arrive")
+    send_seconds: float = Field(
+        30.0,
+        ge=0.001,
+        le=86400,
+        description="how long a client may take nothing of its answer; its connection then ends",
+    )
     upload_seconds: float = Field(300.0, gt=0, description="how long a request's body may take to arrive")
     request_seconds: float = Field(1200.0, gt=0, description="how long a request may take in all")
-    drain_seconds: float = Field(30.0, ge=0, description="how long running streams may go on after SIGTERM")
+    drain_seconds: float = Field(
+        30.0,
+        ge=0,
+        description="how long running requests may go on after SIGTERM; those that still run end with an error",
+    )
     keys_file: Path | None = Field(
         None, description="file with the API keys, lines that `blsp key NAME` prints; read again when it changes"
     )

@@ -39,8 +39,8 @@ def key_line(name: str, key: str) -> str:
 class Keys:
     """The keys of a file, which is read again when it changes, and of a text (lines separated by commas).
 
-    A name may have several keys, so that one can be exchanged without a gap. Raises OptionError for a line that is no key, OSError for a
-    file that can't be read; where a file goes bad later, its former keys stay.
+    A name may have several keys, so that one can be exchanged without a gap. Raises OptionError for a line that is no key and for a file
+    that is no text, OSError for one that can't be read; where a file goes bad later, its former keys stay.
     """
 
     def __init__(self, text: str = "", file: Path | None = None) -> None:
@@ -86,7 +86,13 @@ def _state(file: Path | None) -> tuple[int, int, int] | None:
 
 
 def _read(file: Path | None) -> list[_Entry]:
-    return [] if file is None else _parse(file.read_text().splitlines(), str(file))
+    if file is None:
+        return []
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise OptionError(f"{file} is not UTF-8: {error}.") from error
+    return _parse(text.splitlines(), str(file))
 
 
 def _parse(lines: Iterable[str], where: str) -> list[_Entry]:

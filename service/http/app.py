@@ -19,12 +19,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.answers.fields import invalid_field
 from service.engine import VLLMClientError, as_api_error
-from service.errors import ApiError, InvalidRequest, Overloaded, UploadTooLarge, UploadTooSlow
+from service.errors import ApiError, InvalidRequest, Overloaded, Unavailable, UploadTooLarge, UploadTooSlow
 from service.gate.admission import BODY_BYTES, Admission, Queued
 from service.gate.keys import Keys
 from service.http import routes
 from service.http.body import MAX_FIELD_BYTES
-from service.http.door import Admitted, Deadlines
+from service.http.door import Admitted, Deadlines, Drain
 from service.http.middleware import CLIENT_GONE, KeyRequired, Observed
 from service.http.openapi import complete
 from service.loading import Service
@@ -39,8 +39,8 @@ Load = Callable[[], Awaitable[Service]]
 def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = lambda: None) -> FastAPI:
     """Builds the application; it answers at once, and is ready when `load` has returned.
 
-    Where `load` fails or the engine dies, the error is kept in `app.state.failure` and `stop` is called. Raises OptionError for keys that
-    are none.
+    Where `load` fails or the engine dies, the error is kept in `app.state.failure` and `stop` is called. Requests that run can be ended
+    by `app.state.drain`. Raises OptionError for keys that are none.
     """
     keys = Keys(settings.keys, settings.keys_file)
     traces = tracing.start(version("blsp-serve"))
@@ -65,6 +65,7 @@ def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = l
     metrics.BUILD.info(routes.versions(app.version) | {"model": settings.name()})
     app.state.settings = settings
     app.state.service = app.state.failure = None
+    app.state.drain = drain = Drain()
     app.include_router(routes.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -72,7 +73,9 @@ def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = l
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnect, _client_gone)
     app.add_middleware(BodyLimit, limit=settings.max_upload_bytes + MAX_FIELD_BYTES)
-    app.add_middleware(Deadlines, upload_seconds=settings.upload_seconds, request_seconds=settings.request_seconds)
+    app.add_middleware(
+        Deadlines, upload_seconds=settings.upload_seconds, request_seconds=settings.request_seconds, drain=drain
+    )
     app.add_middleware(Admitted, admission=Admission(settings.admission(), lambda: _queued(app)))
     if keys.required:
         app.add_middleware(KeyRequired, keys=keys, open_paths=settings.open_endpoints)
@@ -111,6 +114,8 @@ async def _load(app: FastAPI, load: Load, stop: Callable[[], None]) -> None:
         metrics.READY.set(0)
         app.state.failure = error
         stop()
+        await asyncio.sleep(CHECK_SECONDS)  # in which those that wait for the engine hear of its end in their own form
+        app.state.drain.end(error if isinstance(error, ApiError) else Unavailable("The service is shutting down."))
 
 
 class BodyLimit:

@@ -6,13 +6,14 @@ The file goes, byte by byte as it comes, into a GrowingBuffer from which a decod
 from collections.abc import AsyncIterable, Callable
 from email.message import Message
 
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 
 from service.audio.upload import GrowingBuffer
 from service.errors import ApiError, InvalidRequest, UploadTooLarge
 
 MAX_FIELD_BYTES = 1 << 20
+MAX_PARTS = 1000
 FILE = "file"
 
 Fields = dict[str, list[str]]
@@ -31,7 +32,10 @@ async def read_body(chunks: AsyncIterable[bytes], content_type: str, file: Growi
         boundary = kind.get_param("boundary")
         if not isinstance(boundary, str):
             raise InvalidRequest("The content type multipart/form-data has no boundary.")
-        form = _Form(boundary, file)
+        try:
+            form = _Form(boundary, file)
+        except FormParserError as error:
+            raise InvalidRequest(f"The form's boundary is no good one: {error}.") from error
     consume: Callable[[bytes], None] = form.feed if form else file.feed
     error: ApiError | None = None
     async for chunk in chunks:
@@ -56,6 +60,7 @@ class _Form:
         self._name = ""
         self._value = bytearray()
         self._header, self._header_value = bytearray(), bytearray()
+        self._parts = 0
         self._parser = MultipartParser(
             boundary,
             {
@@ -73,7 +78,7 @@ class _Form:
     def feed(self, data: bytes) -> None:
         try:
             self._parser.write(data)
-        except MultipartParseError as error:
+        except FormParserError as error:
             raise InvalidRequest(f"The form is damaged: {error}.") from error
 
     def finish(self) -> Fields:
@@ -84,6 +89,9 @@ class _Form:
         return self.fields
 
     def _part_begin(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise InvalidRequest(f"The form has more than {MAX_PARTS} parts.")
         self._name, self._value = "", bytearray()
 
     def _header_end(self) -> None:

@@ -1,7 +1,8 @@
 """What a request meets before an endpoint: admission, and the clocks of its upload and of the whole of it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
@@ -11,6 +12,7 @@ from service.errors import ApiError, DeadlineExceeded, Overloaded, UploadTooSlow
 from service.gate.admission import Admission
 from service.gate.keys import ANONYMOUS
 from service.http.events import sse_line
+from service.telemetry import metrics
 
 LAST_WORDS_SECONDS = 5.0  # for a late answer's error to be taken
 
@@ -48,13 +50,41 @@ def _held(receive: Receive, hold: Callable[[int], None]) -> Receive:
     return receive_and_hold
 
 
-class Deadlines:
-    """Ends requests whose upload (408) or whole (504) takes too long; a stream that has begun ends with an error event."""
+class Drain:
+    """Ends the requests that still run when the service has to end."""
 
-    def __init__(self, app: ASGIApp, upload_seconds: float, request_seconds: float) -> None:
+    def __init__(self) -> None:
+        self.error: ApiError | None = None
+        self._clocks: set[asyncio.Timeout] = set()
+
+    def end(self, error: ApiError) -> None:
+        """Ends them; `error` is what their clients hear."""
+        self.error = error
+        for clock in self._clocks:
+            if not clock.expired():
+                clock.reschedule(0)
+
+    @contextmanager
+    def holding(self, clock: asyncio.Timeout) -> Iterator[None]:
+        """Counts the request of this clock as running for the duration of the block."""
+        self._clocks.add(clock)
+        try:
+            yield
+        finally:
+            self._clocks.remove(clock)
+
+
+class Deadlines:
+    """Ends requests whose upload (408) or whole (504) takes too long, and at the end of the drain (503) those that still run.
+
+    A stream that has begun ends with an error event.
+    """
+
+    def __init__(self, app: ASGIApp, upload_seconds: float, request_seconds: float, drain: Drain) -> None:
         self.app = app
         self.upload_seconds = upload_seconds
         self.request_seconds = request_seconds
+        self.drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on."""
@@ -64,13 +94,14 @@ class Deadlines:
         answer = _Answer(send)
         try:
             async with asyncio.timeout(self.request_seconds) as clock:
-                await self.app(scope, self._receive_in_time(receive), answer.send)
+                with self.drain.holding(clock):
+                    await self.app(scope, self._receive_in_time(receive), answer.send)
         except TimeoutError:
             if not clock.expired():
                 raise
-            error = DeadlineExceeded(f"The request took longer than {self.request_seconds:g} s.")
+            late = DeadlineExceeded(f"The request took longer than {self.request_seconds:g} s.")
             async with asyncio.timeout(LAST_WORDS_SECONDS):
-                await answer.end(error, scope, receive)
+                await answer.end(self.drain.error or late, scope, receive)
 
     def _receive_in_time(self, receive: Receive) -> Receive:
         end = asyncio.get_running_loop().time() + self.upload_seconds
@@ -112,6 +143,7 @@ class _Answer:
         """Says what went wrong, where that can still be said; raises the error where it can't."""
         if self._complete:
             return
+        metrics.REFUSALS.labels(error.code or error.type).inc()
         if self._start is None:
             await JSONResponse(error.body(), error.status)(scope, receive, self._send)
         elif (b"content-type", b"text/event-stream; charset=utf-8") in self._start["headers"]:

@@ -27,6 +27,7 @@ CACHE = Counter("blsp_embedding_cache_windows", "Windows looked up among those e
 CACHE_BYTES = Gauge("blsp_embedding_cache_bytes", "Memory that embeddings of recordings heard before take")
 REQUESTS = Counter("blsp_requests", "Requests answered", ["endpoint", "status", "client"])
 IN_FLIGHT = Gauge("blsp_requests_in_flight", "Requests that are being answered", ["endpoint"])
+CONNECTIONS = Gauge("blsp_connections", "Connections of clients, idle ones included")
 REFUSALS = Counter("blsp_refusals", "Requests that were refused or failed, by the code of the error", ["reason"])
 ABORTED = Counter("blsp_aborted_generations", "Generations that were stopped because their client had gone")
 QUEUED_AUDIO_SECONDS = Gauge("blsp_queued_audio_seconds", "Seconds of audio that wait for the encoder")

@@ -3,6 +3,7 @@
 A request's timeline travels in a context variable, so that no function has to hand it on.
 """
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,10 @@ from service.telemetry import metrics
 
 @dataclass(eq=False)
 class Timeline:
-    """Seconds spent in each stage so far, and the speech heard; several recordings of a request add up."""
+    """Seconds spent in each stage so far, and the speech heard; several recordings of a request add up.
+
+    Threads that decode book on it, too, and may go on to do so when their request is over.
+    """
 
     started: float = field(default_factory=time.perf_counter)
     stages: dict[str, float] = field(default_factory=dict)
@@ -25,12 +29,14 @@ class Timeline:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     trace_headers: dict[str, str] = field(default_factory=dict)  # W3C trace context, for vLLM's own spans
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, stage: str, start: float, end: float) -> None:
         """Books the time from `start` to `end` (of time.perf_counter) on a stage."""
-        self.stages[stage] = self.stages.get(stage, 0.0) + end - start
-        first, last = self.spans.get(stage, (start, end))
-        self.spans[stage] = min(first, start), max(last, end)
+        with self._lock:
+            self.stages[stage] = self.stages.get(stage, 0.0) + end - start
+            first, last = self.spans.get(stage, (start, end))
+            self.spans[stage] = min(first, start), max(last, end)
 
     def body_received(self) -> None:
         """Books the upload, which began with the request and ends now."""
@@ -49,7 +55,7 @@ class Timeline:
 
     def publish(self) -> None:
         """Enters each stage once into its histogram, when the request is over."""
-        for stage, seconds in self.stages.items():
+        for stage, seconds in self.stages.copy().items():
             metrics.STAGE_SECONDS.labels(stage).observe(seconds)
         if self.audio_seconds and "total" in self.stages:
             metrics.REAL_TIME_FACTOR.observe(self.stages["total"] / self.audio_seconds)

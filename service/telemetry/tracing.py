@@ -51,7 +51,7 @@ class Trace:
             return
         offset = time.time_ns() - round(time.perf_counter() * 1e9)
         context = set_span_in_context(self.span)
-        for stage, (first, last) in times.spans.items():
+        for stage, (first, last) in times.spans.copy().items():
             stage_span = _tracer.start_span(stage, context, start_time=offset + round(first * 1e9))
             stage_span.set_attribute("blsp.busy_seconds", times.stages[stage])  # less than its length where it paused
             stage_span.end(offset + round(last * 1e9))

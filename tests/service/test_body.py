@@ -1,3 +1,4 @@
+import contextlib
 from collections.abc import AsyncIterator
 
 import httpx
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from service.audio.upload import GrowingBuffer
 from service.errors import InvalidRequest, UploadTooLarge
-from service.http.body import Fields, read_body
+from service.http.body import MAX_PARTS, Fields, read_body
 
 
 async def pieces(body: bytes, size: int) -> AsyncIterator[bytes]:
@@ -72,6 +73,27 @@ async def test_a_form_without_file_names_the_field() -> None:
 async def test_a_form_without_boundary_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="boundary"):
         await read(b"x", "multipart/form-data")
+
+
+async def test_a_boundary_of_any_length_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="boundary"):
+        await read(b"x", f"multipart/form-data; boundary={'b' * 257}")
+
+
+@given(st.text(st.characters(codec="latin-1")))
+async def test_no_content_type_is_a_defect(garbage: str) -> None:
+    with contextlib.suppress(InvalidRequest):
+        await read(b"x", f"multipart/form-data; boundary{garbage}")
+
+
+@pytest.mark.parametrize("more", [0, 1])
+async def test_a_form_of_too_many_parts_is_refused(more: int) -> None:
+    body, content_type = form(b"x", {"stop": ["a"] * (MAX_PARTS - 1 + more)})
+    if more:
+        with pytest.raises(InvalidRequest, match=f"{MAX_PARTS} parts"):
+            await read(body, content_type)
+    else:
+        await read(body, content_type)
 
 
 async def test_two_files_are_refused() -> None:

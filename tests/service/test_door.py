@@ -5,11 +5,12 @@ import json
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
 import pytest
-import uvicorn
+from prometheus_client import REGISTRY
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -18,9 +19,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from service.gate.admission import Admission, Limits, Queued
-from service.http.door import Admitted, Deadlines
+from service.http.door import Admitted, Deadlines, Drain
 from service.http.events import EventStream
+from service.http.server import Server
+from service.settings import ServeSettings
 
+BEGUN = threading.Semaphore(0)
 ENDED: list[str] = []
 FLOODED = threading.Event()
 
@@ -30,6 +34,7 @@ async def echo(request: Request) -> Response:
 
 
 async def sleep(request: Request) -> Response:
+    BEGUN.release()
     try:
         await asyncio.sleep(600)
     finally:
@@ -41,6 +46,7 @@ def streaming(media_type: str) -> Callable[[Request], Response]:
     async def endless() -> AsyncIterator[str]:
         try:
             yield 'data: {"n": 1}\n\n'
+            BEGUN.release()
             await asyncio.sleep(600)
         finally:
             ENDED.append(media_type)
@@ -56,6 +62,7 @@ async def flood(_: Request) -> Response:
         try:
             while True:
                 yield "x" * (1 << 20)
+                await asyncio.sleep(0)
         finally:
             FLOODED.set()
 
@@ -68,13 +75,14 @@ async def too_slow(_: Request, error: Exception) -> Response:
 
 
 @contextmanager
-def running(wrap: Callable[[ASGIApp], ASGIApp]) -> Iterator[httpx.URL]:
+def running(wrap: Callable[[ASGIApp], ASGIApp], drain: Drain | None = None, **settings: float) -> Iterator[httpx.URL]:
+    """A server with these settings; at the end it must end within 20 s."""
     app = Starlette(
         routes=[
             Route("/echo", echo, methods=["POST", "GET"]),
             Route("/v1/sleep", sleep, methods=["POST"]),
             Route("/v1/events", streaming("text/event-stream"), methods=["POST"]),
-            Route("/v1/flood", flood, methods=["POST"]),
+            Route("/v1/flood", flood, methods=["POST", "GET"]),
             Route("/v1/text", streaming("text/plain"), methods=["POST"]),
         ],
         exception_handlers={HTTPException: too_slow},
@@ -82,7 +90,8 @@ def running(wrap: Callable[[ASGIApp], ASGIApp]) -> Iterator[httpx.URL]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()  # from here on connections wait until the server takes them
-        server = uvicorn.Server(uvicorn.Config(wrap(app), log_level="critical"))
+        all_settings = ServeSettings.model_validate({"model": "none"} | settings)
+        server = Server(wrap(app), drain or Drain(), all_settings)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -90,13 +99,24 @@ def running(wrap: Callable[[ASGIApp], ASGIApp]) -> Iterator[httpx.URL]:
         finally:
             server.should_exit = True
             thread.join(20)
+            assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")
 def hasty() -> Iterator[httpx.URL]:
     """A server whose requests may take a second, and their uploads half of it."""
-    with running(lambda app: Deadlines(app, upload_seconds=0.5, request_seconds=1.0)) as url:
+    with running(deadlines(upload_seconds=0.5, request_seconds=1.0), send_seconds=1) as url:
         yield url
+
+
+def deadlines(
+    upload_seconds: float, request_seconds: float, drain: Drain | None = None
+) -> Callable[[ASGIApp], ASGIApp]:
+    return lambda app: Deadlines(app, upload_seconds, request_seconds, drain or Drain())
+
+
+def refusals(reason: str) -> float:
+    return REGISTRY.get_sample_value("blsp_refusals_total", {"reason": reason}) or 0.0
 
 
 def admitting(**limits: float) -> Callable[[ASGIApp], ASGIApp]:
@@ -128,19 +148,23 @@ def test_a_slow_upload_is_408(hasty: httpx.URL) -> None:
 
 def test_a_late_answer_is_504_and_its_work_ends(hasty: httpx.URL) -> None:
     ENDED.clear()
+    before = refusals("deadline_exceeded")
     response = httpx.post(hasty.join("/v1/sleep"), timeout=20)
     assert response.status_code == 504
     assert response.json()["error"]["code"] == "deadline_exceeded"
     assert ENDED == ["/v1/sleep"]
+    assert refusals("deadline_exceeded") == before + 1
 
 
 def test_a_late_stream_ends_with_an_error_event(hasty: httpx.URL) -> None:
     ENDED.clear()
+    before = refusals("deadline_exceeded")
     response = httpx.post(hasty.join("/v1/events"), timeout=20)
     first, last = response.text.removesuffix("\n\n").split("\n\n")
     assert json.loads(first.removeprefix("data: ")) == {"n": 1}
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
     assert ENDED == ["text/event-stream"]
+    assert refusals("deadline_exceeded") == before + 1
 
 
 def test_a_late_text_is_broken_off(hasty: httpx.URL) -> None:
@@ -154,6 +178,29 @@ def test_a_client_that_does_not_read_is_let_go(hasty: httpx.URL) -> None:
     with socket.create_connection((hasty.host, hasty.port or 0)) as client:
         client.sendall(b"POST /v1/flood HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
         assert FLOODED.wait(20)
+
+
+def test_the_end_of_the_drain_ends_whatever_runs() -> None:
+    drain = Drain()
+    with ThreadPoolExecutor(3) as threads:
+        with running(deadlines(600, 600, drain), drain, drain_seconds=0.5) as url:
+            kinds = ("/v1/sleep", "/v1/events", "/v1/text")
+            sleep, events, text = (threads.submit(httpx.post, url.join(kind), timeout=60) for kind in kinds)
+            assert all(BEGUN.acquire(timeout=20) for _ in kinds)
+            upload = socket.create_connection((url.host, url.port or 0))
+            upload.sendall(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
+            ENDED.clear()
+            before = refusals("unavailable")
+        with upload:
+            assert upload.makefile("rb").readline().startswith(b"HTTP/1.1 503 ")
+        assert sleep.result().status_code == 503
+        assert sleep.result().json()["error"]["code"] == "unavailable"
+        last = events.result().text.removesuffix("\n\n").split("\n\n")[-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["type"] == "service_unavailable"
+        with pytest.raises(httpx.RemoteProtocolError):
+            text.result()
+    assert sorted(ENDED) == ["/v1/sleep", "text/event-stream", "text/plain"]
+    assert refusals("unavailable") == before + 4
 
 
 def test_too_many_requests_are_429() -> None:

@@ -45,16 +45,16 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     assert keys.name_of(second) == "alice"
 
 
-@pytest.mark.parametrize("damage", ["garbage", None])
+@pytest.mark.parametrize("damage", [b"garbage", b"\xff\xfe", None])
 def test_a_file_that_goes_bad_leaves_the_former_keys(
-    tmp_path: Path, damage: str | None, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, damage: bytes | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     key, later = new_key(), new_key()
     file = keyfile(tmp_path / "keys", alice=key)
     keys = Keys(file=file)
     file.unlink()
     if damage is not None:
-        file.write_text(damage)
+        file.write_bytes(damage)
     assert [keys.name_of(key) for _ in range(3)] == ["alice"] * 3
     assert len([record for record in caplog.records if "former keys" in record.message]) == 1
     keyfile(file, alice=later)
@@ -68,6 +68,13 @@ def test_a_file_that_goes_bad_leaves_the_former_keys(
 def test_a_line_that_is_no_key_is_an_error_that_says_which(line: str) -> None:
     with pytest.raises(OptionError, match="line 2"):
         Keys(f"{key_line('bob', new_key())},{line}")
+
+
+def test_a_file_that_is_no_text_is_an_error_that_names_it(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(OptionError, match=f"{file} is not UTF-8"):
+        Keys(file=file)
 
 
 @pytest.mark.parametrize("name", ["", "al ice", "x" * 65, "anonymous"])
