@@ -55,7 +55,9 @@ class ModelSettings(BaseSettings):
         None, ge=1, description="most batches that are encoded at the same time; default: 1 on a GPU, 2 without"
     )
     embedding_cache_mib: int = Field(256, ge=0, description="memory for embeddings of recordings heard before; 0: none")
-    max_audio_seconds: float = Field(600.0, gt=0, description="longest audio of a request, seconds")
+    max_audio_seconds: float = Field(
+        600.0, gt=0, description="longest audio of a request, all its recordings together, seconds"
+    )
     max_uploads: int = Field(256, ge=1, description="recordings that are decoded at the same time; further ones wait")
     self_check: Path | None = Field(
         None,
@@ -80,7 +82,9 @@ class ModelSettings(BaseSettings):
     )
     decode_memory_mib: int = Field(256, ge=16, description="memory that decoding a recording may take")
     encode_seconds: float = Field(
-        120.0, gt=0, description="how long a recording may wait for its embeddings once it is decoded"
+        120.0,
+        gt=0,
+        description="how long a recording may wait for a decoder, and for its embeddings once it is decoded",
     )
     generation_seconds: float = Field(600.0, gt=0, description="how long one generation may take")
     audio_url_hosts: list[str] = Field(

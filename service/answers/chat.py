@@ -104,7 +104,7 @@ class SpeechRenderer(OnlineRenderer):
         """Messages to one engine input; called by OnlineRenderer once it has checked the tools."""
         refuse_operator_fields(request)
         drafts = parse_messages(messages)
-        heard, _ = await hear_messages(drafts, self.listener)
+        heard = await hear_messages(drafts, self.listener)
         try:
             prompt = self.prompts.build(heard, tools=tool_dicts, template_options=request.chat_template_kwargs)
         except ValueError as error:

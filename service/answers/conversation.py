@@ -11,7 +11,7 @@ from typing import Any
 
 from models.prompt import Message, Role, Speech
 from service.errors import InvalidRequest
-from service.listening.listener import Listener, Recording
+from service.listening.listener import Budget, Listener, Recording
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -21,6 +21,7 @@ ROLES: dict[str, Role] = {
     "tool": "tool",
 }
 TEXT_PARTS = ("text", "input_text", "output_text")  # the latter two in responses
+AT_A_TIME = 4  # recordings of one request that are fetched or decoded
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,15 @@ def parse_messages(messages: Iterable[Any], name: str = "messages") -> list[Draf
     return [_parse_message(message, f"{name}[{i}]") for i, message in enumerate(messages)]
 
 
-async def hear_messages(drafts: Sequence[Draft], listener: Listener) -> tuple[list[Message], list[Recording]]:
-    """Listens to every recording at the same time; returns the messages, and the recordings in their order."""
+async def hear_messages(drafts: Sequence[Draft], listener: Listener, heard_seconds: float = 0.0) -> list[Message]:
+    """Listens to the recordings, a few at a time; returns the messages.
+
+    All of them together, and the `heard_seconds` that the request has brought elsewhere, may last as long as a request's audio may:
+    raises AudioTooLong, and what Listener.hear and Fetcher.fetch raise. After an error, or when it is cancelled, nothing of it goes on.
+    """
     audio = [part for draft in drafts for part in draft.parts if not isinstance(part, str)]
-    recordings = await asyncio.gather(*(_hear(part, listener) for part in audio))
-    heard = iter(recordings)
-    messages = [
+    heard = iter(await _hear_all(audio, listener, listener.budget(heard_seconds)) if audio else [])
+    return [
         Message(
             draft.role,
             [part if isinstance(part, str) else Speech(next(heard).rows) for part in draft.parts],
@@ -64,12 +68,32 @@ async def hear_messages(drafts: Sequence[Draft], listener: Listener) -> tuple[li
         )
         for draft in drafts
     ]
-    return messages, list(recordings)
 
 
-async def _hear(part: bytes | Remote, listener: Listener) -> Recording:
+async def _hear_all(audio: Sequence[bytes | Remote], listener: Listener, budget: Budget) -> list[Recording]:
+    recordings: dict[int, Recording] = {}
+    todo = enumerate(audio)
+
+    async def hear_the_next() -> None:
+        for i, part in todo:
+            recordings[i] = await _hear(part, listener, budget)
+
+    tasks = [asyncio.create_task(hear_the_next()) for _ in audio[:AT_A_TIME]]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # Else they, an error and its traceback hold each other, and the audio, until garbage is collected.
+        del task, tasks
+    return [recordings[i] for i in range(len(audio))]
+
+
+async def _hear(part: bytes | Remote, listener: Listener, budget: Budget) -> Recording:
     data = await listener.fetcher.fetch(part.url, part.param) if isinstance(part, Remote) else part
-    return await listener.hear(io.BytesIO(data))
+    with io.BytesIO(data) as file:  # closed, so that its decoder ends where nobody waits for it any more
+        return await listener.hear(file, budget=budget)
 
 
 def _parse_message(message: Any, where: str) -> Draft:

@@ -113,7 +113,7 @@ class SpeechService:
             raise ModelNotFound(
                 f"The model {request.model!r} does not exist; this server has {self._model_name!r}.", param="model"
             )
-        prompt = await self._prompt(request, recording.rows)
+        prompt = await self._prompt(request, recording.rows, recording.seconds)
         reply = Reply(self._model_name, recording, prompt.speech_tokens, request.return_token_ids)
         async with aclosing(self._engine.stream(prompt, request.sampling(), reply.id)) as deltas:
             async for delta in deltas:
@@ -128,8 +128,8 @@ class SpeechService:
         prompt = await self._prompt(request, rows)
         await self._engine.prefill(prompt.through_speech(), f"prefill-{uuid.uuid4().hex}")
 
-    async def _prompt(self, request: SpeechRequest, rows: Tensor) -> Prompt:
-        history, _ = await hear_messages(parse_messages(request.history, "history"), self._listener)
+    async def _prompt(self, request: SpeechRequest, rows: Tensor, seconds: float = 0.0) -> Prompt:
+        history = await hear_messages(parse_messages(request.history, "history"), self._listener, seconds)
         question = Message("user", [request.instruction, Speech(rows)])
         try:
             return self._prompts.build([*history, question])

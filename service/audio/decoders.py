@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -42,6 +42,7 @@ IDLE = 64  # most decoders that are kept for the next recordings
 RECORDINGS = 100  # that a decoder decodes before it is replaced
 TRIES = 3
 START_SECONDS = 60.0  # that a new decoder may take to begin
+PARENT_SECONDS = 5.0  # that the decoders' parent may take to hear of one, and to end when it is killed
 MAX_MESSAGE_BYTES = 10_000
 MAX_SAMPLES = 8 * BATCH_SAMPLES  # in one message; one frame may be longer than a batch
 MAX_POSITION = 1 << 40  # behind the end of any upload: a damaged file may send its decoder anywhere
@@ -73,7 +74,12 @@ class Decoders:
         self._closed = False
         self._parent, self._control = self._start_parent()
 
-    def decode(self, source: BinaryIO | GrowingBuffer) -> Iterator[np.ndarray]:
+    @property
+    def max_seconds(self) -> float:
+        """The longest that a recording may be."""
+        return self._limits.max_seconds
+
+    def decode(self, source: BinaryIO | GrowingBuffer) -> Generator[np.ndarray, None, None]:
         """As `service.audio.decode`: mono float32 samples (n,) at 16 kHz, as the bytes of `source` arrive.
 
         Raises NotAudio, InvalidAudio (also where the file kills its decoder, or costs it too much time or memory), AudioTooLong, what
@@ -112,7 +118,7 @@ class Decoders:
             self._control.close()
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._parent.pid, signal.SIGKILL)
-            self._parent.wait()
+            _wait(self._parent)
             while self._idle:
                 self._idle.pop().end()
 
@@ -123,10 +129,14 @@ class Decoders:
                 if self._closed:
                     raise Unavailable("The service is shutting down.")
                 decoder = self._idle.pop() if self._idle and not fresh else self._fork()
+                parent = self._parent
             try:
                 decoder.begin()
-            except (DecoderDied, DecoderHung):
+            except DecoderDied:
                 decoder.end()
+            except DecoderHung:  # so it is the parent that hangs, for it has made none
+                decoder.end()
+                self._replace(parent)
             else:
                 return decoder
         raise Unavailable("No process could be started that decodes the audio.")
@@ -139,18 +149,29 @@ class Decoders:
         decoder.end()
 
     def _fork(self) -> "_Decoder":
-        """A new decoder; starts their parent again where that has died."""
+        """A new decoder; starts their parent again where that has died or does not listen."""
         ours, theirs = socket.socketpair()
         with theirs:
             try:
                 socket.send_fds(self._control, [b"+"], [theirs.fileno()])
             except OSError as error:
-                log.error("the decoders' parent has died (%s); it is started again", error)
-                self._control.close()
-                self._parent.wait()
-                self._parent, self._control = self._start_parent()
+                self._restart_parent(str(error))
                 socket.send_fds(self._control, [b"+"], [theirs.fileno()])
         return _Decoder(ours, self._limits.cpu_seconds)
+
+    def _replace(self, parent: subprocess.Popen[bytes]) -> None:
+        """Starts another parent, where nobody has done so yet and it is still wanted."""
+        with self._lock:
+            if parent is self._parent and not self._closed:
+                self._restart_parent("it hangs")
+
+    def _restart_parent(self, why: str) -> None:
+        """Kills the parent, but not the decoders that are at work, and starts another."""
+        log.error("the decoders' parent is gone (%s); it is started again", why)
+        self._parent.kill()
+        _wait(self._parent)
+        self._control.close()  # only now: it would take all decoders with it
+        self._parent, self._control = self._start_parent()
 
     def _start_parent(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
         ours, theirs = socket.socketpair()
@@ -163,7 +184,14 @@ class Decoders:
                 env=environment | {"OPENBLAS_NUM_THREADS": "1"},
                 start_new_session=True,
             )
+        ours.settimeout(PARENT_SECONDS)
         return parent, ours
+
+
+def _wait(parent: subprocess.Popen[bytes]) -> None:
+    """Until a parent that was killed has ended; not for ever, for the kernel may be busy with it."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        parent.wait(PARENT_SECONDS)
 
 
 def _after(n: int, chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:

@@ -1,4 +1,8 @@
-"""Who gets in: limits on what is being done and on what waits, in all and for each client. This file knows nothing about HTTP."""
+"""Who gets in: limits on what is being done and on what waits, in all and for each client. This file knows nothing about HTTP.
+
+A limit of the whole service keeps out the clients that have requests running. One that has none gets in until the limit is reached twice
+over: so no client can fill the service and close the door to all others.
+"""
 
 import math
 import time
@@ -14,6 +18,7 @@ from service.gate.keys import ANONYMOUS
 from service.telemetry import metrics
 
 BODY_BYTES = "body_bytes"  # the reason of refusals that may come while a body is being read
+NEWCOMERS = 2  # times a limit of the whole service, until which it lets in who has nothing else running
 MAX_BUCKETS = 10_000  # clients whose rate is remembered, before those that have been quiet are forgotten
 
 _client: ContextVar[str] = ContextVar("client", default=ANONYMOUS)
@@ -72,7 +77,8 @@ class Admission:
 
         def hold(size: int) -> None:
             nonlocal held
-            self._check_bytes(self._body_bytes + size)
+            self._check_bytes(held + size, 1)  # no body alone may reach the limit twice over
+            self._check_bytes(self._body_bytes + size, self._running[client] - 1)
             held += size
             self._body_bytes += size
 
@@ -87,28 +93,28 @@ class Admission:
                 del self._running[client]
 
     def _check(self, client: str) -> None:
-        limits, queued = self._limits, self._queued()
-        if 0 < limits.client_requests <= self._running[client]:
+        limits, queued, running = self._limits, self._queued(), self._running[client]
+        if 0 < limits.client_requests <= running:
             raise Overloaded(
-                f"You have {self._running[client]} requests running, as many as one client may. Wait for one to end.",
+                f"You have {running} requests running, as many as one client may. Wait for one to end.",
                 code="client_requests",
             )
-        if 0 < limits.requests <= self._running.total():
+        if _is_reached(limits.requests, self._running.total(), running):
             raise Overloaded("The service is busy with as many requests as it takes. Try again soon.", code="requests")
-        self._check_bytes(self._body_bytes + 1)
-        if 0 < limits.audio_seconds <= queued.audio_seconds:
+        self._check_bytes(self._body_bytes + 1, running)
+        if _is_reached(limits.audio_seconds, queued.audio_seconds, running):
             raise Overloaded(
                 f"{queued.audio_seconds:.0f} s of audio wait for the encoder. Try again soon.", code="audio_seconds"
             )
-        if 0 < limits.prompt_tokens <= queued.prompt_tokens:
+        if _is_reached(limits.prompt_tokens, queued.prompt_tokens, running):
             raise Overloaded(
                 f"Prompts of {queued.prompt_tokens} tokens wait for the LLM. Try again soon.", code="prompt_tokens"
             )
         if limits.client_requests_per_minute:
             self._take_from_bucket(client, limits.client_requests_per_minute)
 
-    def _check_bytes(self, size: int) -> None:
-        if 0 < self._limits.body_bytes < size:
+    def _check_bytes(self, size: int, others: int) -> None:
+        if _is_reached(self._limits.body_bytes, size - 1, others):
             raise Overloaded(
                 f"The service holds {self._body_bytes} bytes of requests, and takes no more. Try again soon.",
                 code=BODY_BYTES,
@@ -127,3 +133,8 @@ class Admission:
         if len(self._buckets) >= MAX_BUCKETS:
             self._buckets = {name: bucket for name, bucket in self._buckets.items() if now - bucket[1] < 60}
         self._buckets[client] = (left - 1, now)
+
+
+def _is_reached(limit: float, amount: float, others: int) -> bool:
+    """Whether a limit of the whole service is, for a client that has so many other requests running; 0 is no limit."""
+    return 0 < limit * (1 if others else NEWCOMERS) <= amount

@@ -1,8 +1,10 @@
 """From a recording's bytes to its speech embeddings, while the bytes are still arriving."""
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -14,10 +16,11 @@ from torch import Tensor
 
 from models.embedder import Embedder
 from models.features import N_SAMPLES, SAMPLE_RATE
+from service.audio.decode import TOLERANCE_SECONDS
 from service.audio.decoders import Decoders
 from service.audio.fetch import Fetcher
 from service.audio.upload import GrowingBuffer
-from service.errors import DeadlineExceeded
+from service.errors import AudioTooLong, DeadlineExceeded
 from service.listening.batcher import Batcher
 from service.listening.cache import EmbeddingCache, fingerprint
 from service.telemetry import metrics, timeline
@@ -45,6 +48,25 @@ class Recording:
     def seconds(self) -> float:
         """How long the recording is."""
         return sum(self.lengths) / SAMPLE_RATE
+
+
+class Budget:
+    """How much audio a request may bring, in all its recordings together; threads may share it."""
+
+    def __init__(self, max_seconds: float, spent_seconds: float = 0.0) -> None:
+        self._max_seconds = max_seconds
+        self._spent_seconds = spent_seconds
+        self._lock = threading.Lock()
+
+    def spend(self, n_samples: int) -> None:
+        """Takes so much more; raises AudioTooLong where there is not as much left."""
+        with self._lock:
+            self._spent_seconds += n_samples / SAMPLE_RATE
+            if self._spent_seconds > self._max_seconds + TOLERANCE_SECONDS:  # resampling may add a little
+                raise AudioTooLong(
+                    f"The recordings of the request last {self._spent_seconds:.1f} s or more together, and exceed the limit of "
+                    f"{self._max_seconds:g} s. Send less audio."
+                )
 
 
 @dataclass(frozen=True)
@@ -91,15 +113,25 @@ class Listener:
         """Audio that is decoded and waits for the encoder."""
         return self._batcher.queued_seconds
 
-    async def hear(self, source: BinaryIO | GrowingBuffer, cut: Cut = len, ahead: Ahead | None = None) -> Recording:
+    def budget(self, spent_seconds: float = 0.0) -> Budget:
+        """What a request may bring that has brought so much already."""
+        return Budget(self._decoders.max_seconds, spent_seconds)
+
+    async def hear(
+        self,
+        source: BinaryIO | GrowingBuffer,
+        cut: Cut = len,
+        ahead: Ahead | None = None,
+        budget: Budget | None = None,
+    ) -> Recording:
         """Listens to a recording of any format and length up to the limit; `cut` ends a window before it is full.
 
         `ahead` is called after every window but the last, one call at a time; it is cancelled when all is heard, and its errors are
-        nobody's. No recording has more windows waiting for the encoder than a batch holds. Raises the errors of `Decoders.decode`,
-        DeadlineExceeded, and what the source itself raises. When it fails or is cancelled, so does a GrowingBuffer: whoever feeds it or
-        waits for it hears of the error.
+        nobody's. `budget` is for what belongs to a request of several recordings. No recording has more windows waiting for the encoder
+        than a batch holds. Raises the errors of `Decoders.decode`, DeadlineExceeded, and what the source itself raises. When it fails or
+        is cancelled, so does a GrowingBuffer: whoever feeds it or waits for it hears of the error.
         """
-        windows = self._windows(source, cut)
+        windows = self._windows(source, cut, budget)
         encoding: list[asyncio.Task[Tensor]] = []
         lengths: list[int] = []
         preparing: asyncio.Task[None] | None = None
@@ -149,27 +181,36 @@ class Listener:
         return rows
 
     async def _in_thread(self, windows: Iterator[_Window]) -> _Window | None:
+        """The next window. Raises DeadlineExceeded where no thread gets to it in time; one that has begun ends by the decoder's limits."""
         context = copy_context()
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: context.run(lambda: next(windows, None))
-        )
+        work = self._threads.submit(lambda: context.run(lambda: next(windows, None)))
+        window = asyncio.wrap_future(work)
+        try:
+            await asyncio.wait([window], timeout=self._encode_seconds)
+            if not window.done() and work.cancel():
+                raise DeadlineExceeded(f"The audio waited longer than {self._encode_seconds:g} s for a decoder.")
+            return await window
+        finally:
+            window.cancel()
 
-    def _windows(self, source: BinaryIO | GrowingBuffer, cut: Cut) -> Iterator[_Window]:
+    def _windows(self, source: BinaryIO | GrowingBuffer, cut: Cut, budget: Budget | None) -> Iterator[_Window]:
         """Yields one window after the other; runs in a thread."""
-        chunks = self._decoders.decode(source)
         pending: list[np.ndarray] = []
-        while True:
-            with timeline.stage("decode"):
-                samples = _fill(chunks, pending, cut)
-            if not len(samples):
-                return
-            key = fingerprint(samples)
-            if (rows := self._cache.get(key)) is not None:
-                yield _Window(len(samples), key, rows, None)
-                continue
-            with timeline.stage("features"):
-                features = self._embedder.features(torch.from_numpy(samples))
-            yield _Window(len(samples), key, None, features)
+        with closing(self._decoders.decode(source)) as chunks:
+            while True:
+                with timeline.stage("decode"):
+                    samples = _fill(chunks, pending, cut)
+                if not len(samples):
+                    return
+                if budget:
+                    budget.spend(len(samples))
+                key = fingerprint(samples)
+                if (rows := self._cache.get(key)) is not None:
+                    yield _Window(len(samples), key, rows, None)
+                    continue
+                with timeline.stage("features"):
+                    features = self._embedder.features(torch.from_numpy(samples))
+                yield _Window(len(samples), key, None, features)
 
     async def close(self) -> None:
         """Stops the batcher, the decoders and the threads."""

@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -235,13 +236,56 @@ def test_a_dead_parent_is_replaced(own: Callable[..., Decoders], caplog: pytest.
     assert workers(before)
 
 
+def test_a_parent_that_hangs_is_replaced_and_costs_no_recording(
+    own: Callable[..., Decoders], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoders = own()
+    before = descendants(os.getpid(), "decoder_process")
+    buffer, decoding, data = half_decoded(decoders)
+    parent = decoders._parent
+    os.kill(parent.pid, signal.SIGSTOP)
+    monkeypatch.setattr("service.audio.decoders.START_SECONDS", 5.0)
+    assert len(whole(decoders, CLIP)) == 16_000
+    assert decoders._parent is not parent
+    assert parent.returncode == -signal.SIGKILL
+    buffer.feed(data[len(data) // 2 :])
+    buffer.finish()
+    decoding.join()
+    assert decoding.error is None
+    assert workers(before)
+
+
+def test_a_parent_that_hears_nothing_any_more_is_replaced(own: Callable[..., Decoders]) -> None:
+    decoders = own()
+    whole(decoders, CLIP)
+    parent = decoders._parent
+    os.kill(parent.pid, signal.SIGSTOP)
+    decoders._control.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        while True:  # until no more fits into the parent's socket
+            socket.send_fds(decoders._control, [b"+"], [decoders._control.fileno()])
+    with decoders._lock:
+        decoder = decoders._fork()
+    decoder.end()
+    assert decoders._parent is not parent
+    assert len(whole(decoders, CLIP)) == 16_000
+
+
+def test_closing_does_not_wait_for_a_parent_that_hangs(own: Callable[..., Decoders]) -> None:
+    decoders = own()
+    parent = decoders._parent
+    os.kill(parent.pid, signal.SIGSTOP)
+    decoders.close()
+    assert parent.returncode == -signal.SIGKILL
+
+
 def test_a_consumer_that_stops_ends_its_decoder(own: Callable[..., Decoders]) -> None:
     decoders = own()
     before = descendants(os.getpid(), "decoder_process")
     chunks = decoders.decode(io.BytesIO(streamed_file("wav") * 1))
     next(chunks)
     (process,) = workers(before)
-    chunks.close()  # type: ignore[attr-defined]
+    chunks.close()
     assert process not in workers(before)
 
 

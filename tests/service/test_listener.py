@@ -13,6 +13,8 @@ from models.embedder import Embedder
 from models.features import N_SAMPLES, SAMPLE_RATE
 from service.audio.decoders import Decoders
 from service.audio.fetch import Fetcher
+from service.audio.upload import GrowingBuffer
+from service.errors import AudioTooLong, DeadlineExceeded
 from service.listening.listener import Ahead, Listener, Recording
 from tests.sounds import voice, wav
 
@@ -34,7 +36,7 @@ class Ears:
 
 
 @asynccontextmanager
-async def listener(ears: Ears) -> AsyncIterator[Listener]:
+async def listener(ears: Ears, encode_seconds: float = 60) -> AsyncIterator[Listener]:
     listener = Listener(
         cast(Embedder, cast(Any, ears)),
         Decoders(max_seconds=600, seconds=30, memory_bytes=256 << 20),
@@ -44,7 +46,7 @@ async def listener(ears: Ears) -> AsyncIterator[Listener]:
         batches_at_a_time=1,
         answered=lambda: 0,
         max_uploads=2,
-        encode_seconds=60,
+        encode_seconds=encode_seconds,
         cache_bytes=1 << 20,
     )
     try:
@@ -108,3 +110,40 @@ async def test_work_ahead_that_is_not_done_when_all_is_heard_is_cancelled() -> N
     async with listener(ears) as ear:
         await hear(ear, 31, ahead)
         assert ended
+
+
+async def test_recordings_of_one_budget() -> None:
+    async with listener(Ears()) as ear:
+        budget = ear.budget(spent_seconds=500)
+        await ear.hear(io.BytesIO(wav(voice(65))), budget=budget)
+        with pytest.raises(AudioTooLong, match="limit of 600 s"):
+            await ear.hear(io.BytesIO(wav(voice(65))), budget=budget)
+
+
+async def test_a_recording_that_no_thread_gets_to_is_late() -> None:
+    async with listener(Ears(), encode_seconds=0.2) as ear:
+        silent = [GrowingBuffer(1000) for _ in range(2)]  # as many as there are threads
+        held = [asyncio.create_task(ear.hear(source)) for source in silent]
+        with pytest.raises(DeadlineExceeded, match="for a decoder"):
+            await ear.hear(io.BytesIO(wav(voice(1))))
+        assert not any(task.done() for task in held)  # whoever uploads has the time that uploads have
+        for source in silent:
+            source.fail(ConnectionAbortedError())
+        with pytest.raises(ConnectionAbortedError):
+            await asyncio.gather(*held)
+        assert len((await ear.hear(io.BytesIO(wav(voice(1))))).windows) == 1
+
+
+async def test_a_recording_that_nobody_waits_for_takes_no_thread() -> None:
+    async with listener(Ears()) as ear:
+        silent = [GrowingBuffer(1000) for _ in range(2)]
+        held = [asyncio.create_task(ear.hear(source)) for source in silent]
+        waiting = asyncio.create_task(ear.hear(io.BytesIO(wav(voice(1)))))
+        while not ear._threads._work_queue.qsize():
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert ear._threads._work_queue.get_nowait().future.cancelled()
+        for source in silent:
+            source.fail(ConnectionAbortedError())
+        await asyncio.gather(*held, return_exceptions=True)
