@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, TrainingArguments
 
-from models.prompt import Message, PromptBuilder
+from models.prompt import Message, Prompt, PromptBuilder
 from models.training import InputError
 from models.training.batches import join_tokens, reply_ids
 from models.training.trainer import LengthTrainer, run
@@ -54,6 +54,21 @@ def read_alpaca(file: Path) -> list[Lesson]:
     return lessons
 
 
+def with_room(lessons: list[Lesson], prompts: PromptBuilder) -> list[Lesson]:
+    """The lessons whose questions leave room for an answer; a step of others would have nothing to learn from, and no loss.
+
+    Raises InputError where none does.
+    """
+    fitting = [lesson for lesson in lessons if len(_question(lesson, prompts).token_ids) < MAX_TOKENS]
+    if not fitting:
+        raise InputError(f"every question has {MAX_TOKENS} tokens or more, and leaves no room for an answer")
+    return fitting
+
+
+def _question(lesson: Lesson, prompts: PromptBuilder) -> Prompt:
+    return prompts.build([Message("user", [lesson.question])])
+
+
 @dataclass(frozen=True)
 class LessonCollator:
     """Makes batches of lessons; the prompts are those that serving builds for a user's text."""
@@ -62,14 +77,17 @@ class LessonCollator:
 
     def __call__(self, lessons: Sequence[Lesson]) -> dict[str, Tensor]:
         """input_ids, attention_mask and labels (batch, length), at most MAX_TOKENS long; only answers have labels."""
-        prompts = [self.prompts.build([Message("user", [lesson.question])]) for lesson in lessons]
-        tokens = join_tokens(prompts, [reply_ids(self.prompts.tokenizer, lesson.answer) for lesson in lessons])
+        questions = [_question(lesson, self.prompts) for lesson in lessons]
+        tokens = join_tokens(questions, [reply_ids(self.prompts.tokenizer, lesson.answer) for lesson in lessons])
         named = {"input_ids": tokens.ids, "attention_mask": tokens.mask, "labels": tokens.labels}
         return {name: tensor[:, :MAX_TOKENS] for name, tensor in named.items()}
 
 
 def instruct(llm: Path, prompts: PromptBuilder, lessons: list[Lesson], args: TrainingArguments) -> None:
-    """Trains all weights of the LLM into `args.output_dir`, a folder in Hugging Face's layout with the tokenizer."""
+    """Trains all weights of the LLM into `args.output_dir`, a folder in Hugging Face's layout with the tokenizer.
+
+    The lessons are those of `with_room`. Goes on from the last checkpoint in that folder.
+    """
     run(
         LengthTrainer(
             [len(lesson.question) + len(lesson.answer) for lesson in lessons],

@@ -181,11 +181,15 @@ class Instruct(BaseSettings):
     def cli_cmd(self) -> None:
         """Trains."""
         from models.training.arguments import INSTRUCT, training_arguments
-        from models.training.instruct import instruct, read_alpaca
+        from models.training.instruct import MAX_TOKENS, instruct, read_alpaca, with_room
         from models.training.llm import open_llm
 
         args = training_arguments(self.out, self.trainer, INSTRUCT)
         lessons = read_alpaca(self.data)
-        instruct(*open_llm(self.model, self.cache, self.prompt_format), lessons, args)
+        llm, prompts = open_llm(self.model, self.cache, self.prompt_format)
+        fitting = with_room(lessons, prompts)
+        if args.should_log and (too_long := len(lessons) - len(fitting)):
+            console.print(f"lessons passed over: {too_long} (no room for an answer in {MAX_TOKENS} tokens)")
+        instruct(llm, prompts, fitting, args)
         if args.should_log:
             console.print(f"Wrote {self.out}")

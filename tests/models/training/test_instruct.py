@@ -3,15 +3,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models.checkpoint import Checkpoint
 from models.prompt import Message, PromptBuilder
 from models.training import InputError
-from models.training.arguments import INSTRUCT, training_arguments
+from models.training.arguments import INSTRUCT, last_checkpoint, training_arguments
 from models.training.batches import IGNORED, reply_ids
-from models.training.instruct import MAX_TOKENS, Lesson, LessonCollator, instruct, read_alpaca
+from models.training.instruct import MAX_TOKENS, Lesson, LessonCollator, instruct, read_alpaca, with_room
+from tests.models.training.conftest import kill_while_it_saves
 
+CPU = ["--use_cpu", "--disable_tqdm=true", "--dataloader_pin_memory=false"]
 ENTRIES = [
     {"instruction": "Say it again", "input": "No.", "output": "No."},
     {"instruction": "Tell me a story.", "input": "", "output": "Once upon a time there was a king.", "id": 7},
@@ -44,9 +47,52 @@ def test_only_answers_are_learnt(prompts: PromptBuilder) -> None:
     assert batch["attention_mask"].sum(1).tolist() == [n, MAX_TOKENS]
 
 
+def test_questions_that_leave_no_room_are_left_out(prompts: PromptBuilder) -> None:
+    def tokens(lesson: Lesson) -> int:
+        return len(prompts.build([Message("user", [lesson.question])]).token_ids)
+
+    lessons = [Lesson("No. " * n, "It depends, I think.") for n in range(1, MAX_TOKENS)]
+    fitting = with_room(lessons, prompts)
+    assert fitting == lessons[: len(fitting)]
+    short, long = fitting[-1], lessons[len(fitting)]
+    assert tokens(short) < MAX_TOKENS <= tokens(long)
+    labels = LessonCollator(prompts)([short, long])["labels"] != IGNORED
+    assert labels.sum(1).tolist() == [MAX_TOKENS - tokens(short), 0]
+    with pytest.raises(InputError, match="room for an answer"):
+        with_room([long], prompts)
+
+
+KILLED = """
+from pathlib import Path
+from tests.models.training.test_instruct import tune
+
+tune(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def tune(llm: Path, out: Path) -> None:
+    """Seven steps, with a checkpoint after each third."""
+    options = ["--max_steps=7", "--save_steps=3", "--per_device_train_batch_size=1", "--gradient_accumulation_steps=2"]
+    args = training_arguments(out, [*options, *CPU], INSTRUCT)
+    prompts = PromptBuilder(AutoTokenizer.from_pretrained(llm), "blsp", llm_dim=0)
+    instruct(llm, prompts, [Lesson(f"Say {n}.", "No. " * n) for n in range(1, 8)], args)
+
+
+def test_kill_9_leaves_a_run_that_goes_on_bit_exactly(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    kill_while_it_saves(KILLED, checkpoint.llm, tmp_path / "killed")
+    assert last_checkpoint(tmp_path / "killed") == str(tmp_path / "killed" / "checkpoint-3")
+    before = load_file(checkpoint.llm / "model.safetensors")
+    for out in ("killed", "straight"):
+        tune(checkpoint.llm, tmp_path / out)
+    killed, straight = (load_file(tmp_path / out / "model.safetensors") for out in ("killed", "straight"))
+    assert any(not torch.equal(weight, before[name]) for name, weight in straight.items())
+    for name, weight in straight.items():
+        assert torch.equal(killed[name], weight), name
+
+
 def test_the_llm_learns_the_answers(checkpoint: Checkpoint, prompts: PromptBuilder, tmp_path: Path) -> None:
     options = ["--max_steps=30", "--learning_rate=1e-2", "--warmup_steps=0", "--gradient_accumulation_steps=1"]
-    options += ["--use_cpu", "--disable_tqdm=true", "--dataloader_pin_memory=false", "--per_device_train_batch_size=3"]
+    options += [*CPU, "--per_device_train_batch_size=3"]
     (tmp_path / "data.json").write_text(json.dumps(ENTRIES))
     out = tmp_path / "out"
     lessons = read_alpaca(tmp_path / "data.json")
