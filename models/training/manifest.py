@@ -5,6 +5,7 @@ code: blsp/src/speech_text_paired_dataset.py, get_waveform). `blsp continue` add
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -99,21 +100,31 @@ def parse_line(model: type[AnyLine], where: str, fields: dict[str, Any]) -> AnyL
         raise InputError(f"{where}: {error}") from error
 
 
-def read_examples(data: Path) -> list[Example]:
-    """The examples in a file, or in all `*.jsonl` of a folder, that `blsp continue` wrote; what it dropped is passed over.
+def read_examples(data: Path) -> tuple[list[Example], Counter[str]]:
+    """The examples in a file, or in all `*.jsonl` of a folder, that `blsp continue` wrote; and how many lines are none, by the reason.
 
     Raises InputError for a wrong line, and where no line is left that fits a window of 30 s.
     """
     files = sorted(data.glob("*.jsonl")) if data.is_dir() else [data]
-    examples = [example for file in files for example in _examples(file) if example.samples <= N_SAMPLES]
+    examples: list[Example] = []
+    passed_over = Counter[str]()
+    for file in files:
+        for where, fields in read_json_lines(file):
+            found = _example(where, fields, file.parent)
+            if isinstance(found, str):
+                passed_over[found] += 1
+            else:
+                examples.append(found)
     if not examples:
         raise InputError(f"{data}: no line with a continuation and at most 30 s of audio")
-    return examples
+    return examples, passed_over
 
 
-def _examples(file: Path) -> Iterator[Example]:
-    for where, fields in read_json_lines(file):
-        if "dropped" not in fields:
-            line = parse_line(ContinuedLine, where, fields)
-            audio = AudioSpan.parse(line.audio, file.parent)
-            yield Example(audio, line.samples, line.text, line.continuation)
+def _example(where: str, fields: dict[str, Any], base: Path) -> Example | str:
+    """The example in a line, or why there is none; raises InputError."""
+    if "dropped" in fields:
+        return str(fields["dropped"])
+    line = parse_line(ContinuedLine, where, fields)
+    if line.samples > N_SAMPLES:
+        return "longer than a window of 30 s"
+    return Example(AudioSpan.parse(line.audio, base), line.samples, line.text, line.continuation)

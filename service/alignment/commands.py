@@ -108,10 +108,13 @@ class Align(BaseSettings):
         from service.audio.recordings import read_samples
 
         args = training_arguments(self.out, self.trainer, ALIGN)
-        examples = read_examples(self.data)
+        examples, passed_over = read_examples(self.data)
         if args.should_log:
             hours = sum(example.samples for example in examples) / SAMPLE_RATE / 3600
-            console.print(f"{len(examples)} examples, {hours:.2f} hours of speech")
+            step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            console.print(f"{len(examples)} examples, {hours:.2f} hours of speech; {step} examples a step")
+            for reason, count in passed_over.most_common():
+                console.print(f"lines passed over: {count} ({reason})")
         checkpoint = open_checkpoint(self.checkpoint, self.cache)
         align(checkpoint, examples, read_samples, args, objective=self.loss, instruction=self.instruction)
         if args.should_log:

@@ -39,10 +39,11 @@ def test_examples_of_a_folder(tmp_path: Path) -> None:
     }
     for name, lines in shards.items():
         (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    first, second = read_examples(tmp_path)
+    (first, second), passed_over = read_examples(tmp_path)
     assert first == (AudioSpan(tmp_path / "a.wav"), 5, "a", "b")
     assert second.audio == AudioSpan(Path("/b.wav"), 1, 5)
-    assert read_examples(tmp_path / "0.jsonl") == [first]
+    assert passed_over == {"empty text": 1, "longer than a window of 30 s": 1}
+    assert read_examples(tmp_path / "0.jsonl") == ([first], {"empty text": 1})
 
 
 def test_nothing_to_learn_from(tmp_path: Path) -> None:
