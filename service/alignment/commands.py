@@ -135,6 +135,7 @@ class Evaluate(BaseSettings):
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of a local checkpoint")
     device: str = Field("cpu", description="where a local checkpoint runs, e.g. cuda")
     timeout: float = Field(120.0, gt=0, description="seconds that a server may take for a reply")
+    api_key: str | None = Field(None, description="sent to a server as a bearer token")
     cache: Path = CACHE
 
     def cli_cmd(self) -> None:
@@ -147,8 +148,10 @@ class Evaluate(BaseSettings):
         from service.audio.recordings import read_samples
 
         questions = read_manifest(self.manifest, Question)
-        with httpx.Client(base_url=self.model if "://" in self.model else "", timeout=self.timeout) as client:
-            model = evaluation.ServedModel(client, read_samples) if "://" in self.model else self._local()
+        url = self.model if "://" in self.model else ""
+        headers = {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
+        with httpx.Client(base_url=url, headers=headers, timeout=self.timeout) as client:
+            model = evaluation.ServedModel(client, read_samples) if url else self._local()
             with progress_bar() as bar:
                 task = bar.add_task("Asking", total=evaluation.work(questions, model))
                 base = self.manifest.parent.absolute()
