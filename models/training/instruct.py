@@ -55,7 +55,7 @@ def read_alpaca(file: Path) -> list[Lesson]:
 
 
 def with_room(lessons: list[Lesson], prompts: PromptBuilder) -> list[Lesson]:
-    """The lessons whose questions leave room for an answer; a step of others would have nothing to learn from, and no loss.
+    """The lessons whose questions leave room for an answer; a step of others would have nothing to learn from.
 
     Raises InputError where none does.
     """

@@ -31,8 +31,8 @@ class AdapterModel(nn.Module):
         self.objective = objective
         self.config = llm.config  # where DeepSpeed's "auto" sizes come from
         embedder.adapter.float().requires_grad_(True)
-        self.register_state_dict_post_hook(_drop_frozen)
-        self.register_load_state_dict_post_hook(_miss_nothing_frozen)
+        self.register_state_dict_post_hook(_drop_frozen)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_miss_nothing_frozen)  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> "AdapterModel":
         """The frozen parts stay in eval mode; but layers of the LLM checkpoint their activations in training mode only."""

@@ -26,10 +26,14 @@ class LengthTrainer(Trainer):  # type: ignore[misc]
 
 
 def run(trainer: Trainer) -> None:
-    """Trains, from the last checkpoint in the output folder if there is one; leaves the model, its logs and `loss.png` there."""
+    """Trains, from the last checkpoint in the output folder if there is one; leaves the model, its logs and `loss.png` there.
+
+    Ends what connects the processes of the run.
+    """
     out = Path(trainer.args.output_dir)
     trainer.train(resume_from_checkpoint=last_checkpoint(out))
     trainer.save_model()
     if trainer.is_world_process_zero():
         trainer.save_state()
         plot_loss(trainer.state.log_history, out / "loss.png")
+    trainer.accelerator.end_training()  # or gloo's threads can abort a process that is done

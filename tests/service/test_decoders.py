@@ -261,7 +261,7 @@ def test_a_parent_that_hears_nothing_any_more_is_replaced(own: Callable[..., Dec
     parent = decoders._parent
     os.kill(parent.pid, signal.SIGSTOP)
     decoders._control.settimeout(0.2)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError):  # noqa: PT012 (it is raised when no more fits into the socket)
         while True:  # until no more fits into the parent's socket
             socket.send_fds(decoders._control, [b"+"], [decoders._control.fileno()])
     with decoders._lock:

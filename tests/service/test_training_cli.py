@@ -232,13 +232,15 @@ def test_a_server_is_asked_with_the_key(recording: Path, tmp_path: Path) -> None
 
 
 def test_instruct(official: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The second step has nothing but a question that leaves no room for an answer."""
+    """One of three lessons has a question that leaves no room for an answer: an epoch has two steps of one."""
     lessons = [{"instruction": "Well?", "input": "", "output": "No."}] * 2
     lessons += [{"instruction": "Well? " * 400, "output": "No."}]
     (tmp_path / "alpaca.json").write_text(json.dumps(lessons))
     options = ["--cache", tmp_path / "cache", *TRAINER, "--gradient_accumulation_steps=1"]
+    options += ["--per_device_train_batch_size=1", "--max_steps=-1", "--num_train_epochs=1"]
     run("instruct", official, tmp_path / "alpaca.json", tmp_path / "llm", *options)
-    assert all(weight.isfinite().all() for weight in load_file(tmp_path / "llm" / "model.safetensors").values())
+    assert (tmp_path / "llm" / "model.safetensors").exists()
+    assert json.loads((tmp_path / "llm" / "trainer_state.json").read_text())["global_step"] == 2
     assert "lessons passed over: 1 " in capsys.readouterr().err
     assert (tmp_path / "llm" / "tokenizer.json").exists()
 
