@@ -75,7 +75,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _attend_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of (windows, heads, length, dim / heads) in plain products: on CPUs the fused one multiplies bfloat16 as float32."""
     heads = zip(*(t.flatten(0, 1) for t in (q * q.shape[-1] ** -0.5, k, v)), strict=True)
-    return torch.stack([(qh @ kh.T).softmax(-1) @ vh for qh, kh, vh in heads]).unflatten(0, q.shape[:2])
+    return torch.stack([(qh @ kh.T).softmax(-1) @ vh for qh, kh, vh in heads]).view(q.shape)
 
 
 class EncoderLayer(nn.Module):

@@ -34,8 +34,8 @@ async def read_body(chunks: AsyncIterable[bytes], content_type: str, file: Growi
             raise InvalidRequest("The content type multipart/form-data has no boundary.")
         try:
             form = _Form(boundary, file)
-        except FormParserError as error:
-            raise InvalidRequest(f"The form's boundary is no good one: {error}.") from error
+        except FormParserError as bad:
+            raise InvalidRequest(f"The form's boundary is no good one: {bad}.") from bad
     consume: Callable[[bytes], None] = form.feed if form else file.feed
     error: ApiError | None = None
     async for chunk in chunks:
