@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, WhisperConfig
@@ -62,7 +63,7 @@ def import_official(source: Path, target: Path, progress: Progress = lambda _: N
 
     Holds at most 1 GiB each of encoder and LLM in memory, however large the checkpoint is. `progress` gets the name of each tensor.
     `target` appears when everything is written. Raises CheckpointError where a tensor is missing, unexpected, of another shape, or not
-    finite.
+    finite, and OSError where the disk is full.
     """
     encoder_config, llm_config, sizes = _read_config(source / "config.json")
     tokenizer = from_sentencepiece(source / "tokenizer.model")
@@ -77,6 +78,8 @@ def import_official(source: Path, target: Path, progress: Progress = lambda _: N
         BlspConfig(adapter=sizes, prompt_format="blsp", padding="30s").write(partial)
         partial.chmod(0o755)
         partial.rename(target)
+    except SafetensorError as error:  # its own name for what the system says
+        raise OSError(f"{source} can't be converted into {target}: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
