@@ -1,14 +1,19 @@
 """The prompt: messages of text and speech to token ids and embedding rows.
 
 The only place where prompt text is written; training and serving build their prompts here. Knows nothing about audio: a piece of speech
-is its embeddings. What a message says is text: where it names one of the tokenizer's special tokens, that is spelled out, so that nobody
-ends a turn or begins another from inside a message.
+is its embeddings. What a message says is text: where it names a token that a chat template could use as markup, that is spelled out, so
+that nobody ends a turn or begins another from inside a message.
+
+Markup are all tokens that were added to the tokenizer's vocabulary, but words (letters and digits) and runs of white space that are not
+marked as special: those are how the text itself is written. What an assistant has said may hold the markup that models write themselves,
+which is not marked as special (`<think>`, `<tool_call>`): templates look for it.
 """
 
 import re
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from inspect import signature
 from itertools import dropwhile, takewhile
 from typing import Any, Literal
@@ -91,8 +96,16 @@ class PromptBuilder:
         if self.prompt_format == "blsp":
             if tools or any(message.role == "tool" or "tool_calls" in message.extra for message in messages):
                 raise ValueError("tools need a model with a chat template; this one has the 'blsp' prompt format")
-            return self.join(blsp_segments(self.tokenizer, messages))
-        return self.join(template_segments(self.tokenizer, messages, tools, template_options or {}))
+            return self.join(blsp_segments(self._words, messages))
+        return self.join(template_segments(self._words, messages, tools, template_options or {}))
+
+    def longest_token(self) -> int:
+        """The characters of the longest token: no text has fewer tokens than its length by this."""
+        return max(map(len, self.tokenizer.get_vocab()))
+
+    @cached_property
+    def _words(self) -> "_Words":
+        return _Words(self.tokenizer)
 
     def join(self, segments: Iterable[Segment]) -> Prompt:
         """Puts segments after each other."""
@@ -113,7 +126,52 @@ class PromptBuilder:
         return Prompt(token_ids, is_token, rows)
 
 
-def blsp_segments(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[Segment]:
+class _Words:
+    """A tokenizer that knows what is markup."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        added = tokenizer.added_tokens_decoder.values()
+        special = {token.content for token in added if token.special}
+        named = set(tokenizer.all_special_tokens)  # by far not all that are special
+        signs = {token.content for token in added if _is_sign(token.content)}
+        self.special = _any_of(special | named)
+        self.markup = _any_of(special | named | signs)
+        self._unspecial = _any_of((named | signs) - special)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of text that the format itself has written; markup in it counts."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def spell(self, text: str) -> list[int]:
+        """Ids of what a message says; markup in it is spelled out."""
+        ids: list[int] = []
+        for piece in _cut_within(text, self._unspecial):  # the tokenizer itself only spares what is marked as special
+            ids += self.tokenizer.encode(piece, add_special_tokens=False, split_special_tokens=True)
+        return ids
+
+
+def _is_sign(token: str) -> bool:
+    """Whether a token may be markup: it is neither a word nor white space (▁ is SentencePiece's), and can be spelled out."""
+    return len(token) > 1 and not all(c.isalnum() or c.isspace() or c == "▁" for c in token)
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+def _cut_within(text: str, token: re.Pattern[str]) -> Iterator[str]:
+    """The text in pieces, cut behind the first character of each such token: no piece holds one."""
+    start = 0
+    while found := token.search(text, start):
+        yield text[start : found.start() + 1]
+        start = found.start() + 1
+    yield text[start:]
+
+
+def blsp_segments(words: _Words, messages: Sequence[Message]) -> list[Segment]:
     """The paper's format, with the ids of the official code.
 
     One user message is what generate.py builds: instruction and "###[Human]:" are tokenized together. A longer conversation is what
@@ -123,28 +181,29 @@ def blsp_segments(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     if not messages or messages[-1].role != "user":
         raise ValueError("the last message must be the user's")
     if len(messages) == 1:
-        return [*_single_turn(tokenizer, messages[0]), _encode(tokenizer, ASSISTANT)]
-    segments: list[Segment] = [[tokenizer.bos_token_id]]
+        return [*_single_turn(words, messages[0]), words.encode(ASSISTANT)]
+    segments: list[Segment] = [[words.tokenizer.bos_token_id]]
     for message in messages:
         if message.role == "user":
-            segments.append(_encode(tokenizer, HUMAN))
-            segments += [part if isinstance(part, Speech) else _encode_text(tokenizer, part) for part in message.parts]
-            segments.append(_encode(tokenizer, ASSISTANT))
+            segments.append(words.encode(HUMAN))
+            segments += [part if isinstance(part, Speech) else words.spell(part) for part in message.parts]
+            segments.append(words.encode(ASSISTANT))
         else:
-            segments.append(_encode_text(tokenizer, _text(message) + TURN_END))
+            segments.append(words.spell(_text(message) + TURN_END))
     return segments
 
 
-def _single_turn(tokenizer: PreTrainedTokenizerBase, message: Message) -> list[Segment]:
+def _single_turn(words: _Words, message: Message) -> list[Segment]:
     """BOS, then the text before the speech in one piece with the prefix, then the other parts."""
     instruction = "".join(takewhile(lambda part: isinstance(part, str), message.parts))  # type: ignore[arg-type]
     rest = dropwhile(lambda part: isinstance(part, str), message.parts)
-    if any(token in instruction for token in tokenizer.all_special_tokens):
-        prefix = [*_encode(tokenizer, HUMAN), *_encode_text(tokenizer, instruction)]
-    else:
-        prefix = _encode(tokenizer, HUMAN + instruction)
-    parts = [part if isinstance(part, Speech) else _encode_text(tokenizer, part) for part in rest]
-    return [[tokenizer.bos_token_id, *prefix], *parts]
+    prefix = (
+        [*words.encode(HUMAN), *words.spell(instruction)]
+        if words.markup.search(instruction)
+        else words.encode(HUMAN + instruction)
+    )
+    parts = [part if isinstance(part, Speech) else words.spell(part) for part in rest]
+    return [[words.tokenizer.bos_token_id, *prefix], *parts]
 
 
 def _fold_system(messages: Sequence[Message]) -> list[Message]:
@@ -163,20 +222,8 @@ def _text(message: Message) -> str:
     return "".join(part for part in message.parts if isinstance(part, str))
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of text that the format itself has written; special tokens in it count."""
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-    return ids
-
-
-def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of what a message says; special tokens in it are spelled out."""
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-    return ids
-
-
 def template_segments(
-    tokenizer: PreTrainedTokenizerBase,
+    words: _Words,
     messages: Sequence[Message],
     tools: list[dict[str, Any]] | None,
     options: dict[str, Any],
@@ -184,23 +231,35 @@ def template_segments(
     """The LLM's own chat template, with speech where the message has it.
 
     The parts of a message are put on lines of their own, as vLLM does. The template is rendered with a mark in place of each piece of
-    speech, and of each special token that a message, a tool or an option names; the rendered text is cut at the marks.
+    speech, and of each piece of markup that a message, a tool or an option names; the rendered text is cut at the marks.
     """
     for name in options:
         if name in _TEMPLATE_ARGUMENTS:
             raise ValueError(f"{name!r} is no option of a chat template that a request may set")
-    marks = _Marks(tokenizer.all_special_tokens)
+    marks = _Marks()
+
+    def shown(part: str | Speech, role: Role) -> str:
+        if isinstance(part, Speech):
+            return marks.put(part)
+        text: str = marks.shield(part, words.special if role == "assistant" else words.markup)
+        return text
+
     conversation = [
         {
-            **marks.shield(m.extra),
+            **marks.shield(m.extra, words.markup),
             "role": m.role,
-            "content": "\n".join(marks.put(p) if isinstance(p, Speech) else marks.shield(p) for p in m.parts if p),
+            "content": "\n".join(shown(p, m.role) for p in m.parts if p),
         }
         for m in messages
     ]
-    arguments = {"add_generation_prompt": True} | marks.shield(options)
-    text: str = tokenizer.apply_chat_template(conversation, tools=marks.shield(tools), tokenize=False, **arguments)
-    segments = marks.cut(text, tokenizer)
+    arguments = {"add_generation_prompt": True} | marks.shield(options, words.markup)
+    try:
+        text: str = words.tokenizer.apply_chat_template(
+            conversation, tools=marks.shield(tools, words.markup), tokenize=False, **arguments
+        )
+    except Exception as error:  # a template is a program: it raises what it likes, and what its values make it raise
+        raise ValueError(f"the chat template does not take this conversation: {error}") from error
+    segments = marks.cut(text, words)
     speech = [id(part) for message in messages for part in message.parts if isinstance(part, Speech)]
     if [id(segment) for segment in segments if isinstance(segment, Speech)] != speech:
         raise ValueError(
@@ -215,34 +274,32 @@ _TEMPLATE_ARGUMENTS = set(signature(PreTrainedTokenizerBase.apply_chat_template)
 class _Marks:
     """Marks that stand in a template's text for what is not the template's; no text of a user can contain one."""
 
-    def __init__(self, special_tokens: Sequence[str]) -> None:
+    def __init__(self) -> None:
         self._name = f"mark{uuid.uuid4().hex}"
         self._stands_for: list[Speech | str] = []
-        longest_first = sorted(special_tokens, key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def put(self, item: Speech | str) -> str:
         """A mark for speech, or for text that is to stay text."""
         self._stands_for.append(item)
         return f"{self._name}x{len(self._stands_for) - 1}x"
 
-    def shield(self, value: Any) -> Any:
-        """The same value with marks for the special tokens in its texts."""
+    def shield(self, value: Any, markup: re.Pattern[str]) -> Any:
+        """The same value with marks for the markup in its texts."""
         if isinstance(value, str):
-            return self._special.sub(lambda found: self.put(found.group()), value)
+            return markup.sub(lambda found: self.put(found.group()), value)
         if isinstance(value, Mapping):
-            return {self.shield(key): self.shield(item) for key, item in value.items()}
+            return {self.shield(key, markup): self.shield(item, markup) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return [self.shield(item) for item in value]
+            return [self.shield(item, markup) for item in value]
         return value
 
-    def cut(self, text: str, tokenizer: PreTrainedTokenizerBase) -> list[Segment]:
+    def cut(self, text: str, words: _Words) -> list[Segment]:
         """What the text is made of: token ids, and at the marks what they stand for."""
         segments: list[Segment] = []
         for i, piece in enumerate(re.split(f"{self._name}x([0-9]+)x", text)):
             if i % 2 == 0:
-                segments.append(_encode(tokenizer, piece))
+                segments.append(words.encode(piece))
                 continue
             item = self._stands_for[int(piece)]
-            segments.append(item if isinstance(item, Speech) else _encode_text(tokenizer, item))
+            segments.append(item if isinstance(item, Speech) else words.spell(item))
         return segments

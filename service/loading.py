@@ -11,6 +11,7 @@ import torch
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.features import SAMPLE_RATE
 from service.answers.chat import ChatService
+from service.answers.prompting import Prompts
 from service.answers.speech import SpeechRequest, SpeechService
 from service.answers.transcription import TranscriptionService
 from service.audio.decoders import Decoders
@@ -95,7 +96,7 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
             encode_seconds=settings.encode_seconds,
             cache_bytes=settings.embedding_cache_mib << 20,
         )
-        prompts = checkpoint.prompt_builder(engine.dtype)
+        prompts = await asyncio.to_thread(Prompts, checkpoint.prompt_builder(engine.dtype), engine.max_model_len)
         speech = SpeechService(engine, listener, prompts, name)
         chat = ChatService(engine, listener, prompts, name, settings.tool_call_parser)
         service = Service(checkpoint, engine, listener, speech, chat, TranscriptionService(engine, prompts, name))

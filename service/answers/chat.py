@@ -9,7 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, Field, model_validator
 from vllm.entrypoints.openai.chat_completion import protocol as chat_protocol
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
@@ -30,13 +30,16 @@ from vllm.renderers.chat_utils import ConversationMessage
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from models.prompt import PromptBuilder
 from service.answers.conversation import hear_messages, parse_messages
+from service.answers.fields import check_json
 from service.answers.operator_fields import refuse_operator_fields
+from service.answers.prompting import Prompts
 from service.engine import Engine, as_api_error
 from service.errors import ApiError, InvalidRequest, ModelNotFound, OptionError
 from service.listening.listener import Listener
-from service.telemetry import timeline
+from service.telemetry import metrics, timeline
+
+MAX_CHOICES = 128  # of one request, as at OpenAI: it counts as one at the door
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +58,15 @@ __all__ = [
 
 
 class _Checked(BaseModel):
-    """Some of vLLM's validators look into values before they have checked that these are objects."""
+    """Some of vLLM's validators look into values before they have checked that these are objects.
+
+    And what lies in fields of any type is checked nowhere.
+    """
 
     @model_validator(mode="wrap")
     @classmethod
     def _refuse_what_vllm_stumbles_over(cls, data: Any, read: Callable[[Any], Any]) -> Any:
+        check_json(data)
         try:
             return read(data)
         except (AttributeError, KeyError, TypeError) as error:
@@ -69,9 +76,13 @@ class _Checked(BaseModel):
 class ChatCompletionRequest(_Checked, chat_protocol.ChatCompletionRequest):
     """OpenAI's request, as vLLM reads it."""
 
+    n: int | None = Field(1, ge=1, le=MAX_CHOICES)
+
 
 class CompletionRequest(_Checked, completion_protocol.CompletionRequest):
     """OpenAI's request, as vLLM reads it."""
+
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
 
 
 class ResponsesRequest(_Checked, responses_protocol.ResponsesRequest):
@@ -92,7 +103,7 @@ TokenizeRequest = TokenizeTextRequest | TokenizeMessagesRequest
 class SpeechRenderer(OnlineRenderer):
     """Renders chat requests with the checkpoint's own prompt builder; audio parts become speech embeddings."""
 
-    def __init__(self, engine: Engine, listener: Listener, prompts: PromptBuilder, **options: Any) -> None:
+    def __init__(self, engine: Engine, listener: Listener, prompts: Prompts, **options: Any) -> None:
         super().__init__(engine.llm.model_config, engine.llm.renderer, request_logger=None, **options)
         self.engine = engine
         self.listener = listener
@@ -105,14 +116,11 @@ class SpeechRenderer(OnlineRenderer):
         refuse_operator_fields(request)
         drafts = parse_messages(messages)
         heard = await hear_messages(drafts, self.listener)
-        try:
-            prompt = self.prompts.build(heard, tools=tool_dicts, template_options=request.chat_template_kwargs)
-        except ValueError as error:
-            raise InvalidRequest(str(error), param="messages") from error
+        options = request.chat_template_kwargs
+        prompt = await self.prompts.build(heard, "messages", tools=tool_dicts, template_options=options)
         timeline.get().audio_tokens = prompt.speech_tokens
         if parser is not None:  # has its say in how tool calls and thoughts are generated
-            options = request.chat_template_kwargs or {}
-            parser(self.renderer.tokenizer, request.tools, chat_template_kwargs=options).adjust_request(request)
+            parser(self.renderer.tokenizer, request.tools, chat_template_kwargs=options or {}).adjust_request(request)
         conversation: list[ConversationMessage] = [{"role": draft.role} for draft in drafts]
         return conversation, [self.engine.input(prompt)]
 
@@ -124,7 +132,7 @@ class ChatService:
     """
 
     def __init__(
-        self, engine: Engine, listener: Listener, prompts: PromptBuilder, model_name: str, tool_parser: str | None
+        self, engine: Engine, listener: Listener, prompts: Prompts, model_name: str, tool_parser: str | None
     ) -> None:
         self._engine = engine
         self._model_name = model_name
@@ -161,6 +169,13 @@ class ChatService:
             raise InvalidRequest(
                 "Prompts are texts or token ids; for speech use chat completions.", param="prompt_embeds"
             )
+        prompts = request.prompt if isinstance(request.prompt, list) else []
+        several = len(prompts) if prompts and not isinstance(prompts[0], int) else 1
+        if several * request.n > MAX_CHOICES:
+            raise InvalidRequest(
+                f"{several} prompts with {request.n} choices each are more than the {MAX_CHOICES} choices that a request may have.",
+                param="prompt",
+            )
         refuse_operator_fields(request)
         reply = await self._ask(self._completion.create_completion(request))
         if isinstance(reply, AsyncIterator):
@@ -173,7 +188,7 @@ class ChatService:
         try:
             reply = await self._ask(self._responses.create_responses(request))
         except (AttributeError, LookupError, TypeError) as error:  # vLLM reads `input` without having checked it
-            log.warning("vLLM could not read a response's input", exc_info=True)
+            log.warning("vLLM could not read a response's input: %s", type(error).__name__)  # the error may quote it
             raise InvalidRequest(f"The input can't be read: {error!r}.", param="input") from error
         if isinstance(reply, AsyncIterator):
             return _events(reply)
@@ -182,6 +197,8 @@ class ChatService:
     async def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
         """The token ids of a text or of messages; 0 where speech stands."""
         refuse_operator_fields(request)
+        if isinstance(request, TokenizeTextRequest):
+            self._prompts.check_length(len(request.prompt), "prompt")
         reply: dict[str, Any] = (await self._ask(self._tokenization.create_tokenize(request, None))).model_dump()
         return reply
 
@@ -209,7 +226,7 @@ class ChatService:
     def _check_tools(self, request: ChatCompletionRequest | ResponsesRequest) -> None:
         if not request.tools:
             return
-        if self._prompts.prompt_format == "blsp":
+        if self._prompts.format == "blsp":
             raise InvalidRequest(
                 "Tools need a model with a chat template; this one has the 'blsp' prompt format.", param="tools"
             )
@@ -224,7 +241,7 @@ class ChatService:
         async for line in lines:
             if line.startswith('data: {"error": '):
                 error = ErrorInfo.model_validate(json.loads(line.removeprefix("data: "))["error"])
-                line = _line(self._refusal(error).body())
+                line = _line(_counted(self._refusal(error)).body())
             elif '"prompt_tokens_details":{' in line or '"logprobs":{' in line:
                 line = _line(_filled(json.loads(line.removeprefix("data: "))))
             yield line
@@ -263,8 +280,14 @@ async def _events(events: AsyncIterator[Any]) -> AsyncIterator[str]:
             yield f"event: {body['type']}\n{_line(body)}"
     except (ApiError, VLLMError, EngineDeadError) as error:
         refusal = error if isinstance(error, ApiError) else as_api_error(error)
-        body = refusal.body()["error"] | {"type": "error", "sequence_number": number + 1}
+        body = _counted(refusal).body()["error"] | {"type": "error", "sequence_number": number + 1}
         yield f"event: error\n{_line(body)}"
+
+
+def _counted(refusal: ApiError) -> ApiError:
+    """An error within a stream; those before it are counted where they become a status."""
+    metrics.REFUSALS.labels(refusal.code or refusal.type).inc()
+    return refusal
 
 
 def _line(event: dict[str, Any]) -> str:

@@ -4,12 +4,12 @@ import asyncio
 import base64
 import binascii
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from models.prompt import Message, Role, Speech
+from service.answers.fields import read_json
 from service.errors import InvalidRequest
 from service.listening.listener import Budget, Listener, Recording
 
@@ -171,9 +171,7 @@ def _parse_call(call: Any, where: str) -> dict[str, Any]:
         raise InvalidRequest("A tool call has a 'function' with 'name' and 'arguments'.", param=where)
     arguments = function.get("arguments") or "{}"
     try:
-        parsed = json.loads(arguments) if isinstance(arguments, str) else arguments
+        parsed = read_json(arguments) if isinstance(arguments, str) else arguments
     except ValueError as error:
-        raise InvalidRequest(
-            f"The arguments are not valid JSON: {error}.", param=f"{where}.function.arguments"
-        ) from error
+        raise InvalidRequest(f"The arguments can't be read: {error}.", param=f"{where}.function.arguments") from error
     return {**call, "function": {**function, "arguments": parsed}}

@@ -13,14 +13,40 @@ Model = TypeVar("Model", bound=BaseModel)
 REPEATABLE = {"stop", "timestamp_granularities", "timestamp_granularities[]"}
 
 
+MAX_DEPTH = 64  # of lists and objects within each other
+FLAT = {int, float, bool, type(None)}
+
+
+def read_json(text: str) -> Any:
+    """What a JSON text holds; raises ValueError, as check_json does too."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not valid JSON: {error}") from error
+    check_json(value)
+    return value
+
+
+def check_json(value: Any, depth: int = MAX_DEPTH) -> None:
+    """Raises ValueError for what JSON can say and nobody can use: deeper nesting, and texts that are not Unicode (halves of surrogates)."""
+    if isinstance(value, str):
+        if not value.isascii():
+            value.encode()  # its error is a ValueError
+        return
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list) and not FLAT.issuperset(map(type, value)):
+        if not depth:
+            raise ValueError(f"nested more than {MAX_DEPTH} deep")
+        for item in value:
+            check_json(item, depth - 1)
+
+
 def from_json(value: Any) -> Any:
     """A list in JSON, where a text field holds one; else the value as it is."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
-    try:
-        return json.loads(value)
-    except ValueError as error:
-        raise ValueError(f"not valid JSON: {error}") from error
+    return read_json(value)
 
 
 def as_list(value: Any) -> Any:

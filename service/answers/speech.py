@@ -9,11 +9,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
-from models.prompt import Message, Prompt, PromptBuilder, Speech
+from models.prompt import Message, Prompt, Speech
 from service.answers.conversation import hear_messages, parse_messages
 from service.answers.fields import as_list, from_json
+from service.answers.prompting import Prompts
 from service.engine import Delta, Engine, Sampling
-from service.errors import InvalidRequest, ModelNotFound
+from service.errors import ModelNotFound
 from service.listening.listener import Listener, Recording
 from service.telemetry import timeline
 
@@ -98,7 +99,7 @@ class Reply:
 class SpeechService:
     """Answers native requests."""
 
-    def __init__(self, engine: Engine, listener: Listener, prompts: PromptBuilder, model_name: str) -> None:
+    def __init__(self, engine: Engine, listener: Listener, prompts: Prompts, model_name: str) -> None:
         self._engine = engine
         self._listener = listener
         self._prompts = prompts
@@ -131,7 +132,4 @@ class SpeechService:
     async def _prompt(self, request: SpeechRequest, rows: Tensor, seconds: float = 0.0) -> Prompt:
         history = await hear_messages(parse_messages(request.history, "history"), self._listener, seconds)
         question = Message("user", [request.instruction, Speech(rows)])
-        try:
-            return self._prompts.build([*history, question])
-        except ValueError as error:
-            raise InvalidRequest(str(error), param="history") from error
+        return await self._prompts.build([*history, question], "history" if history else "instruction")

@@ -17,8 +17,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
 from models.features import SAMPLE_RATE
-from models.prompt import Message, PromptBuilder, Speech
+from models.prompt import Message, Speech
 from service.answers.fields import as_list
+from service.answers.prompting import Prompts
 from service.answers.segments import srt, vtt
 from service.engine import Delta, Engine, Sampling
 from service.errors import ModelNotFound
@@ -150,7 +151,7 @@ Shape: TypeAlias = Callable[[Transcript, TranscriptionRequest], str | dict[str, 
 class TranscriptionService:
     """Writes down what is said, or what it means in English."""
 
-    def __init__(self, engine: Engine, prompts: PromptBuilder, model_name: str) -> None:
+    def __init__(self, engine: Engine, prompts: Prompts, model_name: str) -> None:
         self._engine = engine
         self._prompts = prompts
         self._model_name = model_name
@@ -192,9 +193,9 @@ class TranscriptionService:
         queue: asyncio.Queue[str | None],
     ) -> None:
         system = [Message("system", [request.prompt])] if request.prompt else []
-        prompt = self._prompts.build([*system, Message("user", [instruction, Speech(rows)])])
         sampling = Sampling(temperature=request.temperature, logprobs=request.response_format == "verbose_json")
         try:
+            prompt = await self._prompts.build([*system, Message("user", [instruction, Speech(rows)])], "prompt")
             async with aclosing(self._engine.stream(prompt, sampling, f"transcription-{uuid.uuid4().hex}")) as deltas:
                 async for delta in deltas:
                     piece.add(delta)

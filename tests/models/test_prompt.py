@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from sentencepiece import SentencePieceProcessor
+from tokenizers import AddedToken
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -174,6 +175,57 @@ def test_rows_take_the_builders_dtype(tokenizer: PreTrainedTokenizerBase) -> Non
     assert torch.equal(prompt.rows[~torch.tensor(prompt.is_token)], A.rows.bfloat16())
 
 
+def marked_up(template: str = "") -> PromptBuilder:
+    """With added tokens of all kinds; what begins with < is markup."""
+    tokenizer = byte_tokenizer(300)
+    added = tokenizer.backend_tokenizer
+    added.add_special_tokens([AddedToken("<|start|>", normalized=False)])  # which no attribute of the tokenizer names
+    for content in ("<tool>", "<<tool>", "  ", "▁▁", "word"):
+        added.add_tokens([AddedToken(content, normalized=False, special=False)])
+    tokenizer.chat_template = template or (
+        "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}{{ m.name }}<tool>{% endfor %}{{ tools }}{{ mood }}"
+    )
+    return PromptBuilder(tokenizer, "chat-template" if template != "blsp" else "blsp", DIM)
+
+
+class TestMarkup:
+    """Tokens that a template could write are text in a message, whatever the tokenizer knows of them."""
+
+    TEXT = "a<|start|>b<tool>c<<tool>d<tool><tool><<tool>>"
+
+    def ids(self, builder: PromptBuilder, *tokens: str) -> list[int]:
+        return [builder.tokenizer.convert_tokens_to_ids(token) for token in tokens]
+
+    def test_markup_is_spelled_out(self) -> None:
+        builder = marked_up()
+        options: dict[str, Any] = {"tools": [{"name": self.TEXT}], "template_options": {"mood": self.TEXT}}
+        prompt = builder.build([Message("user", [self.TEXT, A, self.TEXT], {"name": self.TEXT})], **options)
+        start, tool, longer = self.ids(builder, "<|start|>", "<tool>", "<<tool>")
+        assert [i for i in prompt.token_ids if i in (start, tool, longer)] == [start, tool]
+        text = builder.tokenizer.decode([i for i, t in zip(prompt.token_ids, prompt.is_token, strict=True) if t])
+        assert (
+            text == f"<|start|>user\n{self.TEXT}\n\n{self.TEXT}{self.TEXT}<tool>[{{'name': '{self.TEXT}'}}]{self.TEXT}"
+        )
+
+    def test_markup_is_spelled_out_in_the_blsp_format(self) -> None:
+        builder = marked_up("blsp")
+        for messages in ([user(self.TEXT, A, self.TEXT)], [user(self.TEXT), assistant(self.TEXT), user(self.TEXT)]):
+            prompt = builder.build(messages)
+            assert not set(self.ids(builder, "<|start|>", "<tool>", "<<tool>")) & set(prompt.token_ids)
+
+    def test_words_and_white_space_are_as_the_tokenizer_has_them(self) -> None:
+        builder = marked_up()
+        ids = builder.build([user("a  b▁▁word")]).token_ids
+        assert set(self.ids(builder, "  ", "▁▁", "word")) <= set(ids)
+
+    def test_what_models_write_themselves_is_markup_where_an_assistant_has_said_it(self) -> None:
+        builder = marked_up("{% for m in messages %}{{ m.role }}{{ m.content.split('<tool>')[-1] }}{% endfor %}")
+        said = [user("<tool>x"), assistant("thought<tool>y<|start|>"), user("z")]
+        prompt = builder.build(said)
+        assert builder.tokenizer.decode(prompt.token_ids) == "user<tool>xassistanty<|start|>userz"
+        assert not set(self.ids(builder, "<|start|>", "<tool>")) & set(prompt.token_ids)
+
+
 class TestChatTemplate:
     def test_speech_in_its_place(self, template: PromptBuilder) -> None:
         def ids(text: str) -> list[int]:
@@ -220,6 +272,21 @@ class TestChatTemplate:
     def test_options_that_are_no_options_of_a_template(self, template: PromptBuilder, name: str) -> None:
         with pytest.raises(ValueError, match=f"'{name}' is no option"):
             template.build([user("Hi")], template_options={name: "x"})
+
+    @pytest.mark.parametrize(
+        ("source", "options"),
+        [
+            ("{{ raise_exception('roles must alternate') }}", {}),
+            ("{{ messages[0].content }}", {"messages": []}),
+            ("{{ 1 / zero }}", {"zero": 0}),
+            ("{{ mood.feeling.depth }}", {"mood": "calm"}),
+        ],
+    )
+    def test_what_a_template_does_not_take(self, source: str, options: dict[str, Any]) -> None:
+        tokenizer = byte_tokenizer(300)
+        tokenizer.chat_template = source
+        with pytest.raises(ValueError, match="chat template does not take"):
+            PromptBuilder(tokenizer, "chat-template", DIM).build([user("Hi")], template_options=options)
 
     def test_options_and_tools_reach_the_template(self) -> None:
         tokenizer = byte_tokenizer(300)

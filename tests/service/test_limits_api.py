@@ -101,6 +101,11 @@ def test_an_upload_that_stalls_is_408(low: Server) -> None:
 
 
 def test_a_long_generation_ends(low: Server) -> None:
+    def late() -> float:
+        reasons = ("deadline_exceeded", "server_error")  # the latter is all that vLLM's streams say
+        return sum(low.metric("blsp_refusals_total", reason=reason) for reason in reasons)
+
+    late_before = late()
     before = low.metric("blsp_requests_total", endpoint="/v1/speech", status="504")
     with low.client() as client:
         whole = client.post("/v1/speech", files={"file": GOOD}, data=LONG | {"stream": "false"})
@@ -113,6 +118,9 @@ def test_a_long_generation_ends(low: Server) -> None:
         assert client.post("/v1/chat/completions", json=chat).status_code == 504
         events = client.post("/v1/chat/completions", json=chat | {"stream": True}).text
         assert "took longer than 1 s" in events
+        events = client.post("/v1/responses", json={"input": "Hi", "stream": True, "ignore_eos": True}).text
+        assert "took longer than 1 s" in events
+    assert late() == late_before + 5, "each is counted, also within streams"
     assert low.metric("blsp_requests_total", endpoint="/v1/speech", status="504") == before + 1
     low.wait_for(lambda: low.metric("vllm:num_requests_running", model_name=low.model) == 0)
     low.wait_for(lambda: low.metric("blsp_queued_prompt_tokens") == 0)

@@ -62,6 +62,10 @@ BAD_FIELDS: list[tuple[dict[str, str], int, str]] = [
     ({"stream": "perhaps"}, 400, "stream"),
     ({"stop": '["a"'}, 400, "stop"),
     ({"temprature": "1"}, 400, "temprature"),
+    ({"stop": '["\\ud800"]'}, 400, "stop"),
+    ({"stop": "[" * 5000}, 400, "stop"),
+    ({"history": "[" * 5000}, 400, "history"),
+    ({"history": '[{"role": "user", "content": "\\ud800"}]'}, 400, "history"),
     ({"history": "[1]"}, 400, "history.0"),
     ({"history": '[{"role": "bot", "content": "x"}]'}, 400, "history[0].role"),
     ({"history": '[{"role": "user", "content": [{"type": "image_url"}]}]'}, 400, "history[0].content[0]"),
@@ -126,6 +130,45 @@ def test_an_instruction_longer_than_the_context(server: Server) -> None:
         assert "2048" in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 7_000_000}]}, "messages"),
+        ("/v1/responses", {"input": "x" * 7_000_000}, "messages"),
+        ("/tokenize", {"prompt": "x" * 7_000_000}, "prompt"),
+        ("/tokenize", {"messages": [{"role": "user", "content": "x" * 7_000_000}]}, "messages"),
+    ],
+)
+def test_megabytes_of_text(server: Server, path: str, fields: dict[str, Any], param: str) -> None:
+    with server.client() as client:
+        error = refused(client.post(path, json=fields), 400)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", param)
+    assert "characters" in error["message"]
+
+
+def test_a_transcription_with_a_prompt_longer_than_the_context(server: Server) -> None:
+    with server.client() as client:
+        fields = {"prompt": "word " * 200_000}
+        error = refused(client.post("/v1/audio/transcriptions", files={"file": GOOD}, data=fields), 400)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "n": 129}, "n"),
+        ("/v1/completions", {"prompt": "Hi", "n": 129}, "n"),
+        ("/v1/completions", {"prompt": ["Hi"] * 129}, "prompt"),
+        ("/v1/completions", {"prompt": [[5, 6]] * 65, "n": 2}, "prompt"),
+    ],
+)
+def test_more_choices_than_a_request_may_have(server: Server, path: str, fields: dict[str, Any], param: str) -> None:
+    with server.client() as client:
+        error = refused(client.post(path, json=fields | {"max_tokens": 1}), 400)
+    assert error["param"] == param
+    assert "128" in error["message"]
+
+
 def test_audio_longer_than_the_context(server: Server) -> None:
     """Not cut in silence: 119 s are under the limit of the audio, and with the instruction over that of the context."""
     with server.client() as client:
@@ -170,6 +213,13 @@ def hi(**fields: Any) -> bytes:
         b'{"messages": [{"role": "bot"}]}',
         hi(tools=[]),  # vLLM's own exception
         hi(structured_outputs=[0]),  # a value that vLLM's validator stumbles over
+        hi(messages=[{"role": "user", "content": "\ud800"}]),
+        hi(stop=["\ud800"]),
+        hi(user="\ud800"),
+        hi(chat_template_kwargs={"x": "\udfff"}),
+        hi(chat_template_kwargs="X").replace(b'"X"', b'{"x": ' + b"[" * 900 + b"]" * 900 + b"}"),
+        hi(response_format="X").replace(b'"X"', b'{"a": ' * 900 + b"1" + b"}" * 900),
+        hi(messages=[{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[" * 5000}}]}]),
     ],
 )
 def test_bad_json(server: Server, body: bytes) -> None:
