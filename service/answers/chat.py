@@ -204,6 +204,11 @@ class ChatService:
 
     async def detokenize(self, request: DetokenizeRequest) -> dict[str, Any]:
         """The text of token ids."""
+        vocabulary = self._engine.llm.model_config.get_vocab_size()
+        if max(request.tokens, default=0) >= vocabulary:
+            raise InvalidRequest(
+                f"{max(request.tokens)} is no token: the model's vocabulary has {vocabulary}.", param="tokens"
+            )
         reply: dict[str, Any] = (await self._ask(self._tokenization.create_detokenize(request, None))).model_dump()
         return reply
 

@@ -85,6 +85,7 @@ def test_tokenized_messages_are_the_prompt_of_a_completion(server: Server) -> No
         ("/v1/responses", {"input": [{"role": "user", "content": "word " * 5000}]}),
         ("/tokenize", {}),
         ("/detokenize", {"tokens": ["a"]}),
+        ("/detokenize", {"tokens": [5, 2**40]}),
     ],
 )
 def test_refusals(server: Server, path: str, body: dict[str, object]) -> None:
