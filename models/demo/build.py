@@ -111,17 +111,19 @@ def tests() -> None:
 
 
 def evaluation() -> None:
-    """Measures the checkpoint as it was written, and what the adapter learned from."""
-    recogniser = _recogniser()
-    recogniser.encoder = export.read_encoder(CHECKPOINT)
+    """Measures the checkpoint as it was written; where its training is still there, also the encoder alone and the continuations."""
+    encoder = export.read_encoder(CHECKPOINT)
+    recogniser = _recogniser() if ENCODER_RUN.exists() else None
     model, tokenizer = export.read_llm(CHECKPOINT / "llm")
-    trained = export.read_adapter(CHECKPOINT, recogniser.encoder.config.d_model, model.config.hidden_size)
-    rows = evaluate.table(recogniser, trained, model, tokenizer, TESTS, SEED)
+    trained = export.read_adapter(CHECKPOINT, encoder.config.d_model, model.config.hidden_size)
+    rows = evaluate.table(encoder, recogniser, trained, model, tokenizer, TESTS, SEED)
     if HUMAN_DIGITS.exists():
-        rows["people, single digits"] = evaluate.human_digits(recogniser, trained, model, tokenizer, HUMAN_DIGITS)
+        digits = evaluate.human_digits(encoder, recogniser, trained, model, tokenizer, HUMAN_DIGITS)
+        rows["people, single digits"] = digits
     evaluate.write(rows, RESULTS)
     print(RESULTS.with_suffix(".md").read_text())
-    print(json.dumps(continuations.summary(continuations.read(CONTINUATIONS))))
+    if CONTINUATIONS.exists():
+        print(json.dumps(continuations.summary(continuations.read(CONTINUATIONS))))
 
 
 def comparison() -> None:

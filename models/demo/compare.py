@@ -51,5 +51,5 @@ def compare(
         adapter = train_adapter.train(
             speech, kept, model, tokenizer, run.with_suffix(".pt"), steps, seed, objective, sizes
         )
-        rows = evaluate.table(recogniser, adapter.eval(), model, tokenizer, tests, seed)
+        rows = evaluate.table(recogniser.encoder, recogniser, adapter.eval(), model, tokenizer, tests, seed)
         evaluate.write(rows, run.with_suffix(".json"))
