@@ -19,6 +19,9 @@ from service.settings import ServeSettings
 from service.telemetry import metrics
 
 MAX_HEAD_BYTES = 64 << 10  # that may come before a head is complete or a body goes on
+# Of an idle connection: longer than clients (OpenAI's 5, aiohttp 15) and load balancers (60) keep theirs, or a request could be sent into
+# one that is just being closed.
+KEEP_ALIVE_SECONDS = 75
 
 
 class Connection(HttpToolsProtocol):
@@ -121,6 +124,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 log_level="warning",
                 access_log=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 ssl_certfile=settings.ssl_certfile,
                 ssl_keyfile=settings.ssl_keyfile,
                 # Where it comes to this, uvicorn cancels without a word.
