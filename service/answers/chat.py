@@ -6,7 +6,8 @@ messages become a prompt. With `service/engine.py` this is all that imports vLLM
 
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from pydantic import BaseModel, Field, model_validator
@@ -176,6 +177,8 @@ class ChatService:
                 f"{several} prompts with {request.n} choices each are more than the {MAX_CHOICES} choices that a request may have.",
                 param="prompt",
             )
+        tokens = chain.from_iterable(prompt if isinstance(prompt, list) else [prompt] for prompt in prompts)
+        self._check_tokens([token for token in tokens if isinstance(token, int)], "prompt")
         refuse_operator_fields(request)
         reply = await self._ask(self._completion.create_completion(request))
         if isinstance(reply, AsyncIterator):
@@ -204,13 +207,15 @@ class ChatService:
 
     async def detokenize(self, request: DetokenizeRequest) -> dict[str, Any]:
         """The text of token ids."""
-        vocabulary = self._engine.llm.model_config.get_vocab_size()
-        if max(request.tokens, default=0) >= vocabulary:
-            raise InvalidRequest(
-                f"{max(request.tokens)} is no token: the model's vocabulary has {vocabulary}.", param="tokens"
-            )
+        self._check_tokens(request.tokens, "tokens")
         reply: dict[str, Any] = (await self._ask(self._tokenization.create_detokenize(request, None))).model_dump()
         return reply
+
+    def _check_tokens(self, ids: Sequence[int], param: str) -> None:
+        """Tokenizers stumble over ids that don't fit into 32 bits."""
+        vocabulary = self._engine.llm.model_config.get_vocab_size()
+        if (largest := max(ids, default=0)) >= vocabulary:
+            raise InvalidRequest(f"{largest} is no token: the model's vocabulary has {vocabulary}.", param=param)
 
     async def _ask(self, reply: Awaitable[Any]) -> Any:
         try:

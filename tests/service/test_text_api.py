@@ -86,6 +86,8 @@ def test_tokenized_messages_are_the_prompt_of_a_completion(server: Server) -> No
         ("/tokenize", {}),
         ("/detokenize", {"tokens": ["a"]}),
         ("/detokenize", {"tokens": [5, 2**40]}),
+        ("/v1/completions", {"prompt": [5, 2**40], "echo": True, "max_tokens": 1}),
+        ("/v1/completions", {"prompt": [[5], [5, 2**40]], "echo": True, "max_tokens": 1}),
     ],
 )
 def test_refusals(server: Server, path: str, body: dict[str, object]) -> None:
