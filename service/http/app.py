@@ -175,11 +175,11 @@ async def _http_error(_: Request, error: Exception) -> JSONResponse:
         return _respond(Overloaded(str(error.detail), code=BODY_BYTES))
     for kind in (UploadTooLarge, UploadTooSlow):
         if error.status_code == kind.status:
-            return _respond(kind(str(error.detail)))
+            return _respond(kind(str(error.detail)), error.headers)
     refusal = InvalidRequest(str(error.detail))
     refusal.status = error.status_code
     refusal.code = HTTPStatus(error.status_code).name.lower()
-    return _respond(refusal, error.headers)  # Allow, with a 405
+    return _respond(refusal, error.headers)  # Allow, with a 405; Connection, with a 408
 
 
 async def _client_gone(_: Request, __: Exception) -> Response:

@@ -117,7 +117,8 @@ class Deadlines:
             except TimeoutError as error:
                 # An HTTPException, because FastAPI takes any other for a damaged body.
                 text = f"The upload took longer than {self.upload_seconds:g} s."
-                raise HTTPException(UploadTooSlow.status, text) from error
+                close = {"Connection": "close"}  # whatever else comes is the rest of the body
+                raise HTTPException(UploadTooSlow.status, text, close) from error
             complete = not message.get("more_body")
             return message
 

@@ -71,7 +71,7 @@ async def flood(_: Request) -> Response:
 
 async def too_slow(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code)
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
 @contextmanager

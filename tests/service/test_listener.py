@@ -121,9 +121,10 @@ async def test_recordings_of_one_budget() -> None:
 
 
 async def test_a_recording_that_no_thread_gets_to_is_late() -> None:
-    async with listener(Ears(), encode_seconds=0.2) as ear:
+    async with listener(Ears(), encode_seconds=0.5) as ear:
         silent = [GrowingBuffer(1000) for _ in range(2)]  # as many as there are threads
         held = [asyncio.create_task(ear.hear(source)) for source in silent]
+        await asyncio.sleep(0)  # they come first
         with pytest.raises(DeadlineExceeded, match="for a decoder"):
             await ear.hear(io.BytesIO(wav(voice(1))))
         assert not any(task.done() for task in held)  # whoever uploads has the time that uploads have
