@@ -54,10 +54,19 @@ fuzz: .venv/bin/blsp ## Decode 20,000 mutated files of every format; no file may
 schemathesis: .venv/bin/blsp ## Ten minutes of generated requests against the server on PORT: no defect, nothing that is not documented.
 	PYTHONPATH=. .venv/bin/schemathesis --config-file tests/schemathesis.toml run http://127.0.0.1:$(PORT)/openapi.json --max-time 600
 
-check-images: .venv/bin/blsp ## See whether what the images install is to be had; needs Debian 12 and a package index, but no Docker.
+# Beside setup, which CI runs: what apt and the GPU's lock file would install, without doing it; and, in a copy of .venv, what is uninstalled
+# from the CPU's image and how the CUDA's installs the project, after which all that serves must still be importable.
+# Users, owners and the downloads of the CUDA image are left to a build of the images.
+check-images: .venv/bin/blsp ## Do what the images' RUN lines do, as far as that goes without Docker; needs Debian 12 and a package index.
 	grep --no-filename --only-matching --extended-regexp '[a-z0-9-]+=[0-9:.-]+\*' deploy/Dockerfile.* | sort --unique \
 	  | xargs apt-get install --simulate --quiet --quiet --no-install-recommends
 	.venv/bin/uv pip install --quiet --dry-run --no-deps --require-hashes --target build/gpu --requirement deploy/gpu.lock
+	rm -rf build/image build/lib && mkdir -p build/image && cp --archive --link .venv build/image
+	build/image/.venv/bin/python deploy/unneeded.py cpu | xargs build/image/.venv/bin/python -m pip uninstall --quiet --yes
+	build/image/.venv/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation .
+	cd build/image && .venv/bin/python -I -c 'import service.http.app, service.http.server, service.loading as here; from service.settings import DEMO; \
+	  assert "build/image" in here.__file__ and (DEMO / "config.json").is_file()'
+	rm -rf build/image
 
 bench: .venv/bin/blsp ## Measure speed beside vLLM's own speech serving, the engine alone and a plain loop (25 minutes); writes benchmarks/RESULTS.md.
 	.venv/bin/python -m benchmarks.serving

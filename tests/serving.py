@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,14 +53,18 @@ class Server:
 
 @contextmanager
 def serve(
-    checkpoint: Path, cache: Path, *options: str, env: Mapping[str, str] = MappingProxyType({})
+    checkpoint: Path,
+    cache: Path,
+    *options: str,
+    env: Mapping[str, str] = MappingProxyType({}),
+    under: Sequence[str] = (),
 ) -> Iterator[Server]:
-    """Starts a server on a free port and waits until it is ready."""
+    """Starts a server on a free port, `under` a command that runs its own arguments, and waits until it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     process = subprocess.Popen(
-        [BLSP, "serve", checkpoint, "--port", str(port), "--dtype", "float32", "--cache", cache, *options],
+        [*under, BLSP, "serve", checkpoint, "--port", str(port), "--dtype", "float32", "--cache", cache, *options],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"COLUMNS": "200"} | env,

@@ -1,54 +1,23 @@
 """What happens when parts of the service die."""
 
 import os
+import resource
+import select
 import signal
+import socket
 import subprocess
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.serving import serve
+from tests.serving import Server, serve
 from tests.sounds import voice, wav
-
-
-def engine_core(server: int) -> int:
-    """The process id of the vLLM engine below a server's process."""
-    table = subprocess.run(["ps", "-eo", "pid=,ppid=,comm="], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 2) for line in table.splitlines()]
-    family = {str(server)}
-    for _ in rows:  # a child may stand before its parent
-        family |= {pid for pid, parent, _ in rows if parent in family}
-    return next(int(pid) for pid, _, name in rows if pid in family and name.startswith("VLLM::EngineCor"))
-
-
-LONG = {"stream": True, "ignore_eos": True}
-STREAMS: dict[str, dict[str, Any]] = {
-    "/v1/speech": {"files": {"file": wav(voice(1.0))}, "data": {"stream": "true", "min_tokens": "1900"}},
-    "/v1/chat/completions": {"json": LONG | {"messages": [{"role": "user", "content": "Hi"}]}},
-    "/v1/completions": {"json": LONG | {"prompt": "Hi", "max_tokens": 1900}},
-    "/v1/responses": {"json": LONG | {"input": "Hi"}},
-}
-
-
-def test_a_dead_engine_ends_the_running_streams_and_the_process(official: Path, tmp_path: Path) -> None:
-    with serve(official, tmp_path) as server, server.client() as client:
-        with ExitStack() as stack:
-            streams = [stack.enter_context(client.stream("POST", path, **STREAMS[path])) for path in STREAMS]
-            replies = [response.iter_lines() for response in streams]
-            assert all(next(lines).startswith(("data: {", "event: response.created")) for lines in replies)
-            os.kill(engine_core(server.process.pid), signal.SIGKILL)
-            events = [[line for line in lines if line and line != "data: [DONE]"] for lines in replies]
-        assert all('"code": "unavailable"' in lines[-1] for lines in events), [lines[-1] for lines in events]
-        assert events[-1][-2] == "event: error"
-        assert server.process.wait(timeout=60) == 1
-        with pytest.raises(httpx.ConnectError):
-            client.get("/health")
-    assert "engine has died" in "".join(server.log)
-
 
 CLIENTS = 32
 
@@ -72,3 +41,151 @@ def test_sigterm_lets_running_streams_finish_and_takes_nothing_new(official: Pat
         assert {lines[-1] for lines in received} == {"data: [DONE]"}
         assert min(map(len, received)) > 300
         assert server.process.wait(timeout=60) == 0
+
+
+# As systemd's Restart=always, with few open files as a shell has them; what it runs ends with it.
+SUPERVISOR = """
+ulimit -S -n 256
+while true; do
+  setpriv --pdeathsig KILL "$@"
+  echo "ended with $?" >&2
+done
+"""
+
+
+@pytest.fixture(scope="module")
+def supervised(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that is started again however it ends; each test waits for it and may end it."""
+    options = ("--drain-seconds", "2", "--max-num-seqs", "5")
+    under = ("sh", "-c", SUPERVISOR, "supervisor")
+    with serve(official, tmp_path_factory.mktemp("cache"), *options, under=under) as server:
+        yield server
+
+
+def process_table() -> list[tuple[int, int, str]]:
+    """The id, the parent's id and the name of every process."""
+    table = subprocess.run(["ps", "-eo", "pid=,ppid=,comm="], capture_output=True, text=True, check=True).stdout
+    return [(int(pid), int(parent), name) for pid, parent, name in (row.split(None, 2) for row in table.splitlines())]
+
+
+def family(process: int) -> dict[int, str]:
+    """The processes below a process, by their ids, with their names."""
+    table = process_table()
+    found: dict[int, str] = {}
+    for _ in table:  # a child may stand before its parent
+        found |= {pid: name for pid, parent, name in table if parent == process or parent in found}
+    return found
+
+
+def served_by(server: Server) -> int:
+    """The process below the supervisor, when it is ready."""
+    again = ["--retry", "120", "--retry-delay", "1", "--retry-all-errors"]
+    subprocess.run(["curl", "--silent", "--fail", "--output", "/dev/null", *again, f"{server.url}/ready"], check=True)
+    (process,) = (pid for pid, parent, _ in process_table() if parent == server.process.pid)
+    return process
+
+
+def ends(process: int) -> bool:
+    """Waits until a process has ended that may be anybody's child, a minute at most."""
+    with suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(process)
+        try:
+            return bool(select.select([descriptor], [], [], 60)[0])
+        finally:
+            os.close(descriptor)
+    return True
+
+
+LONG = {"stream": True, "ignore_eos": True}
+STREAMS: dict[str, dict[str, Any]] = {
+    "/v1/speech": {"files": {"file": wav(voice(1.0))}, "data": {"stream": "true", "min_tokens": "1900"}},
+    "/v1/chat/completions": {"json": LONG | {"messages": [{"role": "user", "content": "Hi"}]}},
+    "/v1/completions": {"json": LONG | {"prompt": "Hi", "max_tokens": 1900}},
+    "/v1/responses": {"json": LONG | {"input": "Hi"}},
+}
+WHOLE = {"json": {"prompt": "Hi", "max_tokens": 1900, "ignore_eos": True}}
+UPLOAD = b"POST /v1/speech HTTP/1.1\r\nHost: x\r\nContent-Type: audio/wav\r\nContent-Length: 1000000\r\n\r\n" + wav(
+    voice(1.0)
+)
+
+
+@contextmanager
+def every_kind_of_work(server: Server) -> Iterator[Callable[[str], list[str]]]:
+    """Streams, two requests without a stream, of which one waits for the engine, and an upload, all of them running.
+
+    Yields what collects their ends, all of which must be errors with a given message; it returns the last lines of each stream.
+    """
+    url = httpx.URL(server.url)
+    with ExitStack() as stack:
+        client, threads = stack.enter_context(server.client()), stack.enter_context(ThreadPoolExecutor(2))
+        streams = [stack.enter_context(client.stream("POST", path, **STREAMS[path])) for path in STREAMS]
+        replies = [response.iter_lines() for response in streams]
+        assert all(next(lines).startswith(("data: {", "event: response.created")) for lines in replies)
+        whole = [threads.submit(client.post, "/v1/completions", **WHOLE) for _ in range(2)]
+        server.wait_for(lambda: server.metric("vllm:num_requests_running") == 5)
+        server.wait_for(lambda: server.metric("vllm:num_requests_waiting") == 1)
+        upload = stack.enter_context(socket.create_connection((url.host, url.port or 0), timeout=60))
+        upload.sendall(UPLOAD)
+        server.wait_for(lambda: server.metric("blsp_requests_in_flight", endpoint="/v1/speech") == 2)
+
+        def errors(message: str) -> list[str]:
+            texts = ["\n".join(line for line in lines if line and line != "data: [DONE]") for lines in replies]
+            last = [text[-400:] for text in texts]
+            assert all('"code": "unavailable"' in event and message in event for event in last), last
+            for response in (request.result() for request in whole):
+                assert response.status_code == 503
+                assert message in response.json()["error"]["message"]
+            answer = upload.makefile("rb").read()
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert message.encode() in answer
+            return last
+
+        yield errors
+
+
+def is_gone(server: Server, path: str) -> bool:
+    try:
+        return httpx.get(f"{server.url}{path}").status_code == 503
+    except httpx.TransportError:
+        return True
+
+
+def test_a_dead_engine_ends_all_requests_and_the_process_which_comes_back(supervised: Server) -> None:
+    process = served_by(supervised)
+    assert resource.prlimit(process, resource.RLIMIT_NOFILE)[0] > 256
+    engine = next(pid for pid, name in family(process).items() if name.startswith("VLLM::EngineCor"))
+    with every_kind_of_work(supervised) as errors:
+        os.kill(engine, signal.SIGKILL)
+        start = time.monotonic()
+        *_, responses = errors("engine has died")
+        supervised.wait_for(lambda: is_gone(supervised, "/ready") and is_gone(supervised, "/health"))
+        assert time.monotonic() - start < 5
+    assert "event: error\n" in responses
+    assert ends(process)
+    assert served_by(supervised) != process
+    log = "".join(supervised.log)
+    assert "engine has died" in log
+    assert "ended with 1\n" in log
+
+
+def test_after_kill_9_nothing_is_left_and_it_comes_back(supervised: Server) -> None:
+    process = served_by(supervised)
+    below = family(process)
+    assert any(name.startswith("VLLM::EngineCor") for name in below.values())
+    os.kill(process, signal.SIGKILL)
+    assert all(map(ends, [process, *below]))
+    assert served_by(supervised) != process
+    assert "ended with 137\n" in "".join(supervised.log)
+    with supervised.client() as client:
+        assert client.post("/v1/speech", **STREAMS["/v1/speech"] | {"data": {"max_tokens": "2"}}).status_code == 200
+
+
+def test_what_still_runs_at_the_end_of_the_drain_gets_an_error(supervised: Server) -> None:
+    process = served_by(supervised)
+    with every_kind_of_work(supervised) as errors:
+        os.kill(process, signal.SIGTERM)
+        start = time.monotonic()
+        errors("shutting down")
+    assert ends(process)
+    assert time.monotonic() - start < 17  # 2 s, and what deploy/README.md tells operators to add
+    supervised.wait_for(lambda: "ended with 0\n" in "".join(supervised.log))

@@ -1,0 +1,60 @@
+"""The application's life, with an engine that stands for vLLM's."""
+
+import asyncio
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from prometheus_client import REGISTRY
+
+from service.errors import Unavailable
+from service.gate.admission import Queued
+from service.http import app as application
+from service.loading import Service
+from service.settings import ServeSettings
+
+
+class Engine:
+    dead = False
+
+    async def check(self) -> None:
+        if self.dead:
+            raise Unavailable("The LLM engine has died.")
+
+
+async def test_the_death_of_the_engine_turns_the_probes_and_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(application, "CHECK_SECONDS", 0.01)
+    engine, stopped, running = Engine(), asyncio.Event(), asyncio.Event()
+
+    async def close() -> None:
+        pass
+
+    async def load() -> Service:
+        return SimpleNamespace(engine=engine, close=close, queued=lambda: Queued(0, 0))  # type: ignore[return-value]
+
+    app = application.create_app(ServeSettings.model_validate({"model": "tiny"}), load, stopped.set)
+
+    @app.post("/forever")
+    async def forever() -> None:
+        running.set()
+        await asyncio.Event().wait()
+
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        while (await http.get("/ready")).status_code == 503:  # loading
+            await asyncio.sleep(0)
+        assert (await http.get("/health")).status_code == 200
+        assert REGISTRY.get_sample_value("blsp_ready") == 1
+        request = asyncio.create_task(http.post("/forever"))
+        await running.wait()
+        engine.dead = True
+        for path in ("/ready", "/health", "/health"):
+            response = await http.get(path)
+            assert response.status_code == 503
+            assert response.json()["error"]["code"] == "unavailable"
+        await stopped.wait()
+        assert REGISTRY.get_sample_value("blsp_ready") == 0
+        assert isinstance(app.state.failure, Unavailable)
+        response = await request
+        assert response.status_code == 503
+        assert response.json()["error"]["message"] == "The LLM engine has died."
