@@ -30,7 +30,7 @@ def low(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         "upload-seconds": "3",
         "generation-seconds": "1",
         "decode-seconds": "2",
-        "max-audio-seconds": "500",
+        "max-audio-seconds": "1000",
         "audio-url-hosts": '["listed.example", "localhost"]',
     }
     flags = [flag for name, value in options.items() for flag in (f"--{name}", value)]
@@ -208,7 +208,7 @@ async def test_a_short_clip_gets_past_a_client_with_many_long_ones(low: Server) 
         assert reply.status_code == 200, reply.text
         done.append(name)
 
-    clips = [base64.b64encode(wav(voice(80.0, seed=i))).decode() for i in range(6)]
+    clips = [base64.b64encode(wav(voice(80.0, seed=i))).decode() for i in range(10)]
     content = [{"type": "input_audio", "input_audio": {"data": clip, "format": "wav"}} for clip in clips]
     async with httpx.AsyncClient(base_url=low.url, timeout=120) as client:
 
@@ -218,7 +218,7 @@ async def test_a_short_clip_gets_past_a_client_with_many_long_ones(low: Server) 
             done.append("many")
 
         long = asyncio.create_task(many())
-        await asyncio.to_thread(low.wait_for, lambda: low.metric("blsp_queued_audio_seconds") > 30)
+        await asyncio.to_thread(low.wait_for, lambda: low.metric("blsp_queued_audio_seconds") > 0)
         await ask(client, "short", wav(voice(1.0, seed=99)))
         assert not long.done()
         await long
