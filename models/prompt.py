@@ -1,17 +1,14 @@
 """The prompt: messages of text and speech to token ids and embedding rows.
 
 The only place where prompt text is written; training and serving build their prompts here. Knows nothing about audio: a piece of speech
-is its embeddings. What a message says is text: where it names a token that a chat template could use as markup, that is spelled out, so
-that nobody ends a turn or begins another from inside a message.
-
-Markup are all tokens that were added to the tokenizer's vocabulary, but words (letters and digits) and runs of white space that are not
-marked as special: those are how the text itself is written. What an assistant has said may hold the markup that models write themselves,
-which is not marked as special (`<think>`, `<tool_call>`): templates look for it.
+is its embeddings. What a message says is text: where it names a token that a chat template could use as markup (see markup.py), that is
+spelled out, so that nobody ends a turn or begins another from inside a message. What an assistant has said may hold the markup that models
+write themselves, which is not marked as special (`<think>`, `<tool_call>`): templates look for it.
 """
 
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import signature
@@ -23,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from models.config import PromptFormat
+from models.markup import Words
 
 HUMAN = "###[Human]:"
 ASSISTANT = "\n\n\n###[Assistant]:"
@@ -104,8 +102,8 @@ class PromptBuilder:
         return max(map(len, self.tokenizer.get_vocab()))
 
     @cached_property
-    def _words(self) -> "_Words":
-        return _Words(self.tokenizer)
+    def _words(self) -> Words:
+        return Words(self.tokenizer)
 
     def join(self, segments: Iterable[Segment]) -> Prompt:
         """Puts segments after each other."""
@@ -126,52 +124,7 @@ class PromptBuilder:
         return Prompt(token_ids, is_token, rows)
 
 
-class _Words:
-    """A tokenizer that knows what is markup."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-        added = tokenizer.added_tokens_decoder.values()
-        special = {token.content for token in added if token.special}
-        named = set(tokenizer.all_special_tokens)  # by far not all that are special
-        signs = {token.content for token in added if _is_sign(token.content)}
-        self.special = _any_of(special | named)
-        self.markup = _any_of(special | named | signs)
-        self._unspecial = _any_of((named | signs) - special)
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of text that the format itself has written; markup in it counts."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
-        return ids
-
-    def spell(self, text: str) -> list[int]:
-        """Ids of what a message says; markup in it is spelled out."""
-        ids: list[int] = []
-        for piece in _cut_within(text, self._unspecial):  # the tokenizer itself only spares what is marked as special
-            ids += self.tokenizer.encode(piece, add_special_tokens=False, split_special_tokens=True)
-        return ids
-
-
-def _is_sign(token: str) -> bool:
-    """Whether a token may be markup: it is neither a word nor white space (▁ is SentencePiece's), and can be spelled out."""
-    return len(token) > 1 and not all(c.isalnum() or c.isspace() or c == "▁" for c in token)
-
-
-def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
-    longest_first = sorted(tokens, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-
-
-def _cut_within(text: str, token: re.Pattern[str]) -> Iterator[str]:
-    """The text in pieces, cut behind the first character of each such token: no piece holds one."""
-    start = 0
-    while found := token.search(text, start):
-        yield text[start : found.start() + 1]
-        start = found.start() + 1
-    yield text[start:]
-
-
-def blsp_segments(words: _Words, messages: Sequence[Message]) -> list[Segment]:
+def blsp_segments(words: Words, messages: Sequence[Message]) -> list[Segment]:
     """The paper's format, with the ids of the official code.
 
     One user message is what generate.py builds: instruction and "###[Human]:" are tokenized together. A longer conversation is what
@@ -193,15 +146,12 @@ def blsp_segments(words: _Words, messages: Sequence[Message]) -> list[Segment]:
     return segments
 
 
-def _single_turn(words: _Words, message: Message) -> list[Segment]:
+def _single_turn(words: Words, message: Message) -> list[Segment]:
     """BOS, then the text before the speech in one piece with the prefix, then the other parts."""
     instruction = "".join(takewhile(lambda part: isinstance(part, str), message.parts))  # type: ignore[arg-type]
     rest = dropwhile(lambda part: isinstance(part, str), message.parts)
-    prefix = (
-        [*words.encode(HUMAN), *words.spell(instruction)]
-        if words.markup.search(instruction)
-        else words.encode(HUMAN + instruction)
-    )
+    has_markup = words.markup.search(instruction)
+    prefix = [*words.encode(HUMAN), *words.spell(instruction)] if has_markup else words.encode(HUMAN + instruction)
     parts = [part if isinstance(part, Speech) else words.spell(part) for part in rest]
     return [[words.tokenizer.bos_token_id, *prefix], *parts]
 
@@ -223,7 +173,7 @@ def _text(message: Message) -> str:
 
 
 def template_segments(
-    words: _Words,
+    words: Words,
     messages: Sequence[Message],
     tools: list[dict[str, Any]] | None,
     options: dict[str, Any],
@@ -293,7 +243,7 @@ class _Marks:
             return [self.shield(item, markup) for item in value]
         return value
 
-    def cut(self, text: str, words: _Words) -> list[Segment]:
+    def cut(self, text: str, words: Words) -> list[Segment]:
         """What the text is made of: token ids, and at the marks what they stand for."""
         segments: list[Segment] = []
         for i, piece in enumerate(re.split(f"{self._name}x([0-9]+)x", text)):

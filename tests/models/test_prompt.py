@@ -176,10 +176,11 @@ def test_rows_take_the_builders_dtype(tokenizer: PreTrainedTokenizerBase) -> Non
 
 
 def marked_up(template: str = "") -> PromptBuilder:
-    """With added tokens of all kinds; what begins with < is markup."""
+    """With added tokens of all kinds; what begins with < is markup, and what is special."""
     tokenizer = byte_tokenizer(300)
     added = tokenizer.backend_tokenizer
-    added.add_special_tokens([AddedToken("<|start|>", normalized=False)])  # which no attribute of the tokenizer names
+    for content in ("<|start|>", "STOP"):  # which no attribute of the tokenizer names
+        added.add_special_tokens([AddedToken(content, normalized=False)])
     for content in ("<tool>", "<<tool>", "  ", "▁▁", "word"):
         added.add_tokens([AddedToken(content, normalized=False, special=False)])
     tokenizer.chat_template = template or (
@@ -191,7 +192,7 @@ def marked_up(template: str = "") -> PromptBuilder:
 class TestMarkup:
     """Tokens that a template could write are text in a message, whatever the tokenizer knows of them."""
 
-    TEXT = "a<|start|>b<tool>c<<tool>d<tool><tool><<tool>>"
+    TEXT = "aSTOP<|start|>b<tool>c<<tool>d<tool><tool><<tool>>"
 
     def ids(self, builder: PromptBuilder, *tokens: str) -> list[int]:
         return [builder.tokenizer.convert_tokens_to_ids(token) for token in tokens]
@@ -200,8 +201,8 @@ class TestMarkup:
         builder = marked_up()
         options: dict[str, Any] = {"tools": [{"name": self.TEXT}], "template_options": {"mood": self.TEXT}}
         prompt = builder.build([Message("user", [self.TEXT, A, self.TEXT], {"name": self.TEXT})], **options)
-        start, tool, longer = self.ids(builder, "<|start|>", "<tool>", "<<tool>")
-        assert [i for i in prompt.token_ids if i in (start, tool, longer)] == [start, tool]
+        start, tool, *others = self.ids(builder, "<|start|>", "<tool>", "<<tool>", "STOP")
+        assert [i for i in prompt.token_ids if i in (start, tool, *others)] == [start, tool]
         text = builder.tokenizer.decode([i for i, t in zip(prompt.token_ids, prompt.is_token, strict=True) if t])
         assert (
             text == f"<|start|>user\n{self.TEXT}\n\n{self.TEXT}{self.TEXT}<tool>[{{'name': '{self.TEXT}'}}]{self.TEXT}"
@@ -211,7 +212,7 @@ class TestMarkup:
         builder = marked_up("blsp")
         for messages in ([user(self.TEXT, A, self.TEXT)], [user(self.TEXT), assistant(self.TEXT), user(self.TEXT)]):
             prompt = builder.build(messages)
-            assert not set(self.ids(builder, "<|start|>", "<tool>", "<<tool>")) & set(prompt.token_ids)
+            assert not set(self.ids(builder, "<|start|>", "<tool>", "<<tool>", "STOP")) & set(prompt.token_ids)
 
     def test_words_and_white_space_are_as_the_tokenizer_has_them(self) -> None:
         builder = marked_up()
