@@ -170,15 +170,7 @@ class ChatService:
             raise InvalidRequest(
                 "Prompts are texts or token ids; for speech use chat completions.", param="prompt_embeds"
             )
-        prompts = request.prompt if isinstance(request.prompt, list) else []
-        several = len(prompts) if prompts and not isinstance(prompts[0], int) else 1
-        if several * request.n > MAX_CHOICES:
-            raise InvalidRequest(
-                f"{several} prompts with {request.n} choices each are more than the {MAX_CHOICES} choices that a request may have.",
-                param="prompt",
-            )
-        tokens = chain.from_iterable(prompt if isinstance(prompt, list) else [prompt] for prompt in prompts)
-        self._check_tokens([token for token in tokens if isinstance(token, int)], "prompt")
+        self._check_prompts(request)
         refuse_operator_fields(request)
         reply = await self._ask(self._completion.create_completion(request))
         if isinstance(reply, AsyncIterator):
@@ -210,6 +202,18 @@ class ChatService:
         self._check_tokens(request.tokens, "tokens")
         reply: dict[str, Any] = (await self._ask(self._tokenization.create_detokenize(request, None))).model_dump()
         return reply
+
+    def _check_prompts(self, request: CompletionRequest) -> None:
+        prompts: list[Any] = request.prompt if isinstance(request.prompt, list) else [request.prompt]
+        if prompts and isinstance(prompts[0], int):  # one prompt of token ids
+            prompts = [prompts]
+        if len(prompts) * request.n > MAX_CHOICES:
+            raise InvalidRequest(
+                f"{len(prompts)} prompts with {request.n} choices each are more than the {MAX_CHOICES} choices that a request may have.",
+                param="prompt",
+            )
+        of_tokens = (prompt for prompt in prompts if isinstance(prompt, list))
+        self._check_tokens(list(chain.from_iterable(of_tokens)), "prompt")
 
     def _check_tokens(self, ids: Sequence[int], param: str) -> None:
         """Tokenizers stumble over ids that don't fit into 32 bits."""

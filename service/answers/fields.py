@@ -11,10 +11,8 @@ from service.errors import InvalidRequest
 Model = TypeVar("Model", bound=BaseModel)
 
 REPEATABLE = {"stop", "timestamp_granularities", "timestamp_granularities[]"}
-
-
 MAX_DEPTH = 64  # of lists and objects within each other
-FLAT = {int, float, bool, type(None)}
+FLAT = {int, float, bool, type(None)}  # types of values that hold nothing to be checked
 
 
 def read_json(text: str) -> Any:
