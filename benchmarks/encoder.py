@@ -39,7 +39,7 @@ def matrix_rate(dtype: torch.dtype) -> float:
 
 
 def operations(embedder: Embedder, features: list[torch.Tensor], samples: list[int]) -> float:
-    """Of the matrix products of a batch, those of attention included."""
+    """Of the matrix products of a batch, those of attention included; of an embedder in float32, where attention is no plain products."""
     with FlopCounterMode(display=False) as counter:
         embedder.embed_features(features, samples)
     counted = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
@@ -48,8 +48,11 @@ def operations(embedder: Embedder, features: list[torch.Tensor], samples: list[i
     return float(counted + 4 * config.encoder_layers * config.d_model * attended)
 
 
-def measure(embedder: Embedder, rate: float, seconds: int, batch: int) -> dict[str, float]:
-    """Seconds for a clip in a batch of clips of `seconds`, what they would be at the matrix rate, and those for its features."""
+def measure(embedder: Embedder, counted: Embedder, rate: float, seconds: int, batch: int) -> dict[str, float]:
+    """Seconds for a clip in a batch of clips of `seconds`, what they would be at the matrix rate, and those for its features.
+
+    The operations are those of `counted`.
+    """
     samples = [seconds * SAMPLE_RATE] * batch
     windows = [torch.randn(n) * 0.1 for n in samples]
     with torch.inference_mode():
@@ -59,7 +62,7 @@ def measure(embedder: Embedder, rate: float, seconds: int, batch: int) -> dict[s
         "seconds": seconds,
         "batch": batch,
         "took": median_seconds(lambda: embedder.embed_features(features, samples)) / batch,
-        "limit": operations(embedder, features, samples) / rate / batch,
+        "limit": operations(counted, features, samples) / rate / batch,
         "features": features_took,
     }
 
@@ -68,10 +71,11 @@ def main(dtype: str) -> None:
     """Answers each line with milliseconds and share of the limit for clips of 5 s and 25 s, alone and in eights."""
     torch.set_num_threads(1)
     kind = getattr(torch, dtype)
-    embedder = open_checkpoint(str(OURS), Path("build/cache")).load_embedder(kind, torch.device("cpu"))
+    checkpoint = open_checkpoint(str(OURS), Path("build/cache"))
+    embedder, counted = (checkpoint.load_embedder(dtype, torch.device("cpu")) for dtype in (kind, torch.float32))
     for _ in answer_lines():
         rate = matrix_rate(kind)
-        rows = [measure(embedder, rate, seconds, batch) for seconds in (5, 25) for batch in (1, 8)]
+        rows = [measure(embedder, counted, rate, seconds, batch) for seconds in (5, 25) for batch in (1, 8)]
         print(json.dumps({"matrix_rate": rate, "rows": rows}), flush=True)
 
 
