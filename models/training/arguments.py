@@ -54,10 +54,9 @@ def training_arguments(out: Path, options: list[str], recipe: Recipe) -> Trainin
         **recipe.options,
     )
     try:
-        at_once = parser.parse_known_args(options)[0].per_device_train_batch_size * int(
-            os.environ.get("WORLD_SIZE", "1")
-        )
-        parser.set_defaults(gradient_accumulation_steps=max(1, round(recipe.batch / max(1, at_once))))
+        per_device = parser.parse_known_args(options)[0].per_device_train_batch_size
+        at_once = max(1, per_device * int(os.environ.get("WORLD_SIZE", "1")))
+        parser.set_defaults(gradient_accumulation_steps=max(1, round(recipe.batch / at_once)))
         args: TrainingArguments
         (args,) = parser.parse_args_into_dataclasses(args=options, look_for_args_file=False)
     except Exception as error:
