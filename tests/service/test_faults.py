@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.processes import descendants
 from tests.serving import Server, serve
 from tests.sounds import voice, wav
 
@@ -60,26 +61,12 @@ def supervised(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield server
 
 
-def process_table() -> list[tuple[int, int, str]]:
-    """The id, the parent's id and the name of every process."""
-    table = subprocess.run(["ps", "-eo", "pid=,ppid=,comm="], capture_output=True, text=True, check=True).stdout
-    return [(int(pid), int(parent), name) for pid, parent, name in (row.split(None, 2) for row in table.splitlines())]
-
-
-def family(process: int) -> dict[int, str]:
-    """The processes below a process, by their ids, with their names."""
-    table = process_table()
-    found: dict[int, str] = {}
-    for _ in table:  # a child may stand before its parent
-        found |= {pid: name for pid, parent, name in table if parent == process or parent in found}
-    return found
-
-
 def served_by(server: Server) -> int:
     """The process below the supervisor, when it is ready."""
     again = ["--retry", "120", "--retry-delay", "1", "--retry-all-errors"]
     subprocess.run(["curl", "--silent", "--fail", "--output", "/dev/null", *again, f"{server.url}/ready"], check=True)
-    (process,) = (pid for pid, parent, _ in process_table() if parent == server.process.pid)
+    supervisor = server.process.pid
+    (process,) = descendants(supervisor, "") - descendants(supervisor, "", children=False)
     return process
 
 
@@ -151,7 +138,7 @@ def is_gone(server: Server, path: str) -> bool:
 def test_a_dead_engine_ends_all_requests_and_the_process_which_comes_back(supervised: Server) -> None:
     process = served_by(supervised)
     assert resource.prlimit(process, resource.RLIMIT_NOFILE)[0] > 256
-    engine = next(pid for pid, name in family(process).items() if name.startswith("VLLM::EngineCor"))
+    (engine,) = descendants(process, "VLLM::EngineCor")
     with every_kind_of_work(supervised) as errors:
         os.kill(engine, signal.SIGKILL)
         start = time.monotonic()
@@ -168,8 +155,8 @@ def test_a_dead_engine_ends_all_requests_and_the_process_which_comes_back(superv
 
 def test_after_kill_9_nothing_is_left_and_it_comes_back(supervised: Server) -> None:
     process = served_by(supervised)
-    below = family(process)
-    assert any(name.startswith("VLLM::EngineCor") for name in below.values())
+    below = descendants(process, "")
+    assert descendants(process, "VLLM::EngineCor")
     os.kill(process, signal.SIGKILL)
     assert all(map(ends, [process, *below]))
     assert served_by(supervised) != process
