@@ -58,7 +58,11 @@ class ModelSettings(BaseSettings):
     max_audio_seconds: float = Field(
         600.0, gt=0, description="longest audio of a request, all its recordings together, seconds"
     )
-    max_uploads: int = Field(256, ge=1, description="recordings that are decoded at the same time; further ones wait")
+    max_uploads: int = Field(
+        256,
+        ge=1,
+        description="recordings that are decoded at the same time; further ones wait, of clients that have none only from twice as many on",
+    )
     self_check: Path | None = Field(
         None,
         description='JSON lines {"audio", "text"}: refuse to start where the LLM does not hear in them what it reads',

@@ -1,5 +1,6 @@
 """Fixtures that several folders share."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,3 +39,12 @@ def server(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def killed_batch(tmp_path_factory: pytest.TempPathFactory) -> KilledBatch:
     """A batch over the demo's samples that was killed and run again."""
     return run_killed_batch(tmp_path_factory.mktemp("batch"), tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def no_garbage_collection() -> Iterator[None]:
+    """What is not held by anything goes at once, or stays."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

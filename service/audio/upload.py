@@ -61,6 +61,14 @@ class GrowingBuffer(io.RawIOBase):
                 self._data.clear()
             self._changed.notify_all()
 
+    def close(self) -> None:
+        """Forget the upload, and the error with all that its traceback holds; whoever still reads fails."""
+        with self._changed:
+            self._error = ConnectionAbortedError("the upload is closed")
+            self._data.clear()
+            self._changed.notify_all()
+        super().close()
+
     @property
     def received(self) -> int:
         """Bytes that have arrived so far."""

@@ -99,14 +99,14 @@ class Admission:
                 f"You have {running} requests running, as many as one client may. Wait for one to end.",
                 code="client_requests",
             )
-        if _is_reached(limits.requests, self._running.total(), running):
+        if is_reached(limits.requests, self._running.total(), running):
             raise Overloaded("The service is busy with as many requests as it takes. Try again soon.", code="requests")
         self._check_bytes(self._body_bytes + 1, running)
-        if _is_reached(limits.audio_seconds, queued.audio_seconds, running):
+        if is_reached(limits.audio_seconds, queued.audio_seconds, running):
             raise Overloaded(
                 f"{queued.audio_seconds:.0f} s of audio wait for the encoder. Try again soon.", code="audio_seconds"
             )
-        if _is_reached(limits.prompt_tokens, queued.prompt_tokens, running):
+        if is_reached(limits.prompt_tokens, queued.prompt_tokens, running):
             raise Overloaded(
                 f"Prompts of {queued.prompt_tokens} tokens wait for the LLM. Try again soon.", code="prompt_tokens"
             )
@@ -114,7 +114,7 @@ class Admission:
             self._take_from_bucket(client, limits.client_requests_per_minute)
 
     def _check_bytes(self, size: int, others: int) -> None:
-        if _is_reached(self._limits.body_bytes, size - 1, others):
+        if is_reached(self._limits.body_bytes, size - 1, others):
             raise Overloaded(
                 f"The service holds {self._body_bytes} bytes of requests, and takes no more. Try again soon.",
                 code=BODY_BYTES,
@@ -135,6 +135,6 @@ class Admission:
         self._buckets[client] = (left - 1, now)
 
 
-def _is_reached(limit: float, amount: float, others: int) -> bool:
+def is_reached(limit: float, amount: float, others: int) -> bool:
     """Whether a limit of the whole service is, for a client that has so many other requests running; 0 is no limit."""
     return 0 < limit * (1 if others else NEWCOMERS) <= amount

@@ -206,13 +206,15 @@ async def _receive(
     hearing = asyncio.create_task(service.listener.hear(file, cut, ahead))
     try:
         fields = await read_body(request.stream(), request.headers.get("content-type", ""), file)
-        recording = await _unless_gone(request, hearing)
+        return _with_query(fields, request), await _unless_gone(request, hearing)
     except BaseException as error:
         file.fail(error if isinstance(error, Exception) else ConnectionAbortedError("the request was cancelled"))
         hearing.cancel()
         await asyncio.gather(hearing, return_exceptions=True)
         raise
-    return _with_query(fields, request), recording
+    finally:
+        file.close()
+        del hearing  # see _unless_gone
 
 
 def _with_query(fields: Fields, request: Request) -> Fields:
@@ -234,6 +236,8 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
         watch.cancel()
         task.cancel()
         await asyncio.gather(task, watch, return_exceptions=True)
+        # Else they, an error and its traceback hold each other, and the audio, until garbage is collected.
+        del work, task, watch
 
 
 async def _disconnected(request: Request) -> None:

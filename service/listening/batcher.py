@@ -101,7 +101,10 @@ class Batcher:
         item = _Item(features, n_samples, asyncio.get_running_loop().create_future(), self._n_batches)
         self._waiting.append(item)
         self._arrived.set()
-        return await item.rows
+        try:
+            return await item.rows
+        finally:
+            del item  # else it, an error and its traceback hold each other, and the audio, until garbage is collected
 
     async def close(self) -> None:
         """Stops after the running batches; whoever still waits gets Unavailable."""
@@ -160,10 +163,9 @@ class Batcher:
         """Encodes a batch; where that fails, each of its windows alone, so that one bad window costs nobody else."""
         start = time.perf_counter()
         try:
-            work = asyncio.get_running_loop().run_in_executor(
+            rows = await asyncio.get_running_loop().run_in_executor(
                 self._threads, self._encode, [i.features for i in batch], [i.n_samples for i in batch]
             )
-            rows = await work
         except Exception as error:
             await self._after_failure(batch, error)
             return

@@ -3,8 +3,8 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -21,6 +21,8 @@ from service.audio.decoders import Decoders
 from service.audio.fetch import Fetcher
 from service.audio.upload import GrowingBuffer
 from service.errors import AudioTooLong, DeadlineExceeded
+from service.gate.admission import NEWCOMERS, current_client
+from service.gate.places import Places
 from service.listening.batcher import Batcher
 from service.listening.cache import EmbeddingCache, fingerprint
 from service.telemetry import metrics, timeline
@@ -103,7 +105,8 @@ class Listener:
         self._decoders = decoders
         self.fetcher = fetcher
         self._cache = EmbeddingCache(cache_bytes)
-        self._threads = ThreadPoolExecutor(max_uploads, thread_name_prefix="decode")
+        self._places = Places(max_uploads)
+        self._threads = ThreadPoolExecutor(NEWCOMERS * max_uploads, thread_name_prefix="decode")
         self._batcher = Batcher(embedder.embed_features, max_windows, max_batch_seconds, batches_at_a_time, answered)
         self._max_ahead = max_windows
         self._encode_seconds = encode_seconds
@@ -147,6 +150,7 @@ class Listener:
         except BaseException as error:
             for task in encoding:
                 task.cancel()
+            encoding.clear()  # the error's traceback would hold them, and they the error and what was heard
             if isinstance(source, GrowingBuffer):
                 source.fail(
                     error if isinstance(error, Exception) else ConnectionAbortedError("nobody listens any more")
@@ -181,17 +185,26 @@ class Listener:
         return rows
 
     async def _in_thread(self, windows: Iterator[_Window]) -> _Window | None:
-        """The next window. Raises DeadlineExceeded where no thread gets to it in time; one that has begun ends by the decoder's limits."""
-        context = copy_context()
-        work = self._threads.submit(lambda: context.run(lambda: next(windows, None)))
-        window = asyncio.wrap_future(work)
+        """The next window. Raises DeadlineExceeded where no decoder is free in time; one that has begun ends by its own limits."""
+        client = current_client()
         try:
-            await asyncio.wait([window], timeout=self._encode_seconds)
-            if not window.done() and work.cancel():
-                raise DeadlineExceeded(f"The audio waited longer than {self._encode_seconds:g} s for a decoder.")
-            return await window
-        finally:
-            window.cancel()
+            async with asyncio.timeout(self._encode_seconds):
+                await self._places.take(client)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"The audio waited longer than {self._encode_seconds:g} s for a decoder.") from error
+        return await asyncio.wrap_future(self._submit(windows, client))
+
+    def _submit(self, windows: Iterator[_Window], client: str) -> Future[_Window | None]:
+        """The next window is made in a thread; then the client gives its place back, whether or not anybody still waits for it."""
+        context, loop = copy_context(), asyncio.get_running_loop()
+        work = self._threads.submit(lambda: context.run(lambda: next(windows, None)))
+
+        def done(_: Future[_Window | None]) -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self._places.give_back, client)
+
+        work.add_done_callback(done)
+        return work
 
     def _windows(self, source: BinaryIO | GrowingBuffer, cut: Cut, budget: Budget | None) -> Iterator[_Window]:
         """Yields one window after the other; runs in a thread."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import gc
 import weakref
 from collections.abc import Callable
 from typing import Any, BinaryIO, cast
@@ -122,6 +121,7 @@ async def test_when_the_client_goes_nothing_goes_on() -> None:
     assert all(source.closed for source in ears.sources)
 
 
+@pytest.mark.usefixtures("no_garbage_collection")
 async def test_an_error_frees_the_audio_at_once() -> None:
     """Its traceback must not keep the request alive until garbage is collected."""
 
@@ -132,12 +132,8 @@ async def test_an_error_frees_the_audio_at_once() -> None:
 
     files: list[weakref.ref[BinaryIO]] = []
     ears = Noted()
-    gc.disable()
-    try:
-        with pytest.raises(InvalidAudio):
-            await heard(ears, spoken(0))
-        ears.sources.clear()
-        await asyncio.sleep(0)
-        assert [file() for file in files] == [None]
-    finally:
-        gc.enable()
+    with pytest.raises(InvalidAudio):
+        await heard(ears, spoken(0))
+    ears.sources.clear()
+    await asyncio.sleep(0)
+    assert [file() for file in files] == [None]

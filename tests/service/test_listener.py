@@ -1,8 +1,9 @@
 import asyncio
 import io
 import threading
+import weakref
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Any, cast
 
 import pytest
@@ -14,7 +15,9 @@ from models.features import N_SAMPLES, SAMPLE_RATE
 from service.audio.decoders import Decoders
 from service.audio.fetch import Fetcher
 from service.audio.upload import GrowingBuffer
-from service.errors import AudioTooLong, DeadlineExceeded
+from service.errors import ApiError, AudioTooLong, DeadlineExceeded
+from service.gate.admission import Admission, Limits, Queued
+from service.listening.batcher import EncodingFailed
 from service.listening.listener import Ahead, Listener, Recording
 from tests.sounds import voice, wav
 
@@ -120,9 +123,9 @@ async def test_recordings_of_one_budget() -> None:
             await ear.hear(io.BytesIO(wav(voice(65))), budget=budget)
 
 
-async def test_a_recording_that_no_thread_gets_to_is_late() -> None:
+async def test_a_recording_that_no_decoder_is_free_for_is_late() -> None:
     async with listener(Ears(), encode_seconds=0.5) as ear:
-        silent = [GrowingBuffer(1000) for _ in range(2)]  # as many as there are threads
+        silent = [GrowingBuffer(1000) for _ in range(2)]  # as many as there are places
         held = [asyncio.create_task(ear.hear(source)) for source in silent]
         await asyncio.sleep(0)  # they come first
         with pytest.raises(DeadlineExceeded, match="for a decoder"):
@@ -135,16 +138,44 @@ async def test_a_recording_that_no_thread_gets_to_is_late() -> None:
         assert len((await ear.hear(io.BytesIO(wav(voice(1))))).windows) == 1
 
 
-async def test_a_recording_that_nobody_waits_for_takes_no_thread() -> None:
+async def test_slow_uploads_of_one_client_do_not_keep_anothers_recording_waiting() -> None:
     async with listener(Ears()) as ear:
-        silent = [GrowingBuffer(1000) for _ in range(2)]
+        silent = [GrowingBuffer(1000) for _ in range(3)]
         held = [asyncio.create_task(ear.hear(source)) for source in silent]
-        waiting = asyncio.create_task(ear.hear(io.BytesIO(wav(voice(1)))))
-        while not ear._threads._work_queue.qsize():
-            await asyncio.sleep(0)
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-        assert ear._threads._work_queue.get_nowait().future.cancelled()
+        await asyncio.sleep(0)
+        with Admission(Limits(0, 0, 0, 0, 0, 0), lambda: Queued(0, 0)).admit("another"):
+            async with asyncio.timeout(20):
+                assert len((await ear.hear(io.BytesIO(wav(voice(65))))).windows) == 3
+        assert not any(task.done() for task in held)
         for source in silent:
             source.fail(ConnectionAbortedError())
         await asyncio.gather(*held, return_exceptions=True)
+
+
+class Deaf(Ears):
+    def embed_features(self, features: Sequence[Tensor], n_samples: Sequence[int]) -> list[Tensor]:
+        raise MemoryError
+
+
+@pytest.mark.usefixtures("no_garbage_collection")
+@pytest.mark.parametrize(("ears", "spent_seconds", "failure"), [(Ears, 540, AudioTooLong), (Deaf, 0, EncodingFailed)])
+async def test_a_recording_that_fails_is_forgotten(
+    ears: type[Ears], spent_seconds: float, failure: type[ApiError], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("CRITICAL")  # what pytest keeps of the log would hold the error
+
+    async def fail() -> weakref.ref[GrowingBuffer]:
+        source = GrowingBuffer(1 << 22)
+        with closing(source):
+            source.feed(wav(voice(65)))
+            source.finish()
+            try:
+                await ear.hear(source, budget=ear.budget(spent_seconds))
+            except failure:
+                return weakref.ref(source)
+        raise AssertionError
+
+    async with listener(ears()) as ear:
+        forgotten = await fail()
+        await asyncio.sleep(0)
+        assert forgotten() is None
