@@ -179,6 +179,10 @@ class Engine:
             scheduling_policy="priority",
             enforce_eager=not torch.cuda.is_available(),
         )
+        if not torch.cuda.is_available():
+            parser.set_defaults(
+                block_size=32
+            )  # not 128: what the prefix cache can't give, the rest of a block, is then computed sooner
         try:
             args = AsyncEngineArgs.from_cli_args(parser.parse_args(options))
         except SystemExit as error:  # argparse has printed what is wrong

@@ -22,6 +22,8 @@ from service.gate.admission import Queued
 from service.listening.listener import Listener
 from service.settings import ModelSettings
 
+THREADS_ALONE = 8  # of the encoder on a CPU where nothing else is to be done: more are no use to one window
+
 Progress = Callable[[str], None]
 
 
@@ -57,7 +59,9 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
         settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     )
     on_gpu = device.type == "cuda"
-    torch.set_num_threads(settings.encoder_threads or max(1, (os.cpu_count() or 2) // 2))
+    cores = len(os.sched_getaffinity(0))
+    threads = settings.encoder_threads or max(1, cores // 2)
+    torch.set_num_threads(threads)
     if settings.self_check is not None:
         from service.alignment.self_check import (
             self_check,  # transformers' models and plots, which a server has no other use for
@@ -90,6 +94,7 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
             ),
             max_windows=settings.max_batch_windows,
             batches_at_a_time=settings.encoder_batches or (1 if on_gpu else 2),
+            encoder_threads=(threads, settings.encoder_threads or max(threads, min(cores, THREADS_ALONE))),
             answered=lambda: engine.llm.generations,
             max_batch_seconds=settings.max_batch_seconds or (480 if on_gpu else 30),
             max_uploads=settings.max_uploads,

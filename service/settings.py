@@ -45,7 +45,9 @@ class ModelSettings(BaseSettings):
     dtype: Dtype = Field("auto", description="precision of encoder, adapter and LLM; auto: the LLM's own")
     device: str = Field("auto", description="where the encoder runs, e.g. cuda:0; auto: the first GPU, else the CPU")
     encoder_threads: int | None = Field(
-        None, ge=1, description="CPU threads of the encoder; default: half of the cores"
+        None,
+        ge=1,
+        description="CPU threads of the encoder; default: half of the cores, and all up to 8 for a long recording with nothing beside it",
     )
     max_batch_windows: int = Field(16, ge=1, description="most 30 s windows that are encoded in one batch")
     max_batch_seconds: float = Field(

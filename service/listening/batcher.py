@@ -27,7 +27,8 @@ MAX_CLIENTS = 10_000  # whose turns are remembered
 
 log = logging.getLogger(__name__)
 
-Encode = Callable[[Sequence[Tensor], Sequence[int]], list[Tensor]]
+# Features, sample counts, and whether the batch has the machine to itself: no other runs, nothing waits, no reply is being generated.
+Encode = Callable[[Sequence[Tensor], Sequence[int], bool], list[Tensor]]
 
 
 @dataclass(eq=False)
@@ -54,8 +55,8 @@ class EncodingFailed(ApiError):
 class Batcher:
     """Feeds windows of concurrent requests to an encoder, in batches of windows of similar length.
 
-    `encode` takes features (n_mels, frames_i) and sample counts and returns rows (n_i, llm_dim); it runs in threads of its own, one for
-    each batch that is encoded at the same time.
+    `encode` takes features (n_mels, frames_i), sample counts and whether nothing else is to be done, and returns rows (n_i, llm_dim); it
+    runs in threads of its own, one for each batch that is encoded at the same time.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Batcher:
         self._max_windows = max_windows
         self._max_seconds = max_seconds
         self._n_batches = 0
+        self._encoding = 0  # batches
         self._led: dict[str, int] = {}  # the number of the batch that each client last led
         self._request_led: WeakKeyDictionary[timeline.Timeline, int] = WeakKeyDictionary()  # and each request
         self._waiting: list[_Item] = []
@@ -162,13 +164,17 @@ class Batcher:
     async def _encode_batch(self, batch: list[_Item]) -> None:
         """Encodes a batch; where that fails, each of its windows alone, so that one bad window costs nobody else."""
         start = time.perf_counter()
+        alone = not (self._encoding or self._waiting or self._answered())
+        self._encoding += 1
         try:
             rows = await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._encode, [i.features for i in batch], [i.n_samples for i in batch]
+                self._threads, self._encode, [i.features for i in batch], [i.n_samples for i in batch], alone
             )
         except Exception as error:
             await self._after_failure(batch, error)
             return
+        finally:
+            self._encoding -= 1
         end = time.perf_counter()
         metrics.BATCH_WINDOWS.observe(len(batch))
         for item, embeddings in zip(batch, rows, strict=True):

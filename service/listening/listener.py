@@ -27,6 +27,8 @@ from service.listening.batcher import Batcher
 from service.listening.cache import EmbeddingCache, fingerprint
 from service.telemetry import metrics, timeline
 
+LONG = 10  # seconds of audio from which on more threads are worth waking
+
 # Where to end a window: given the samples (n,) that are there, all of a full window, how many of them it takes.
 Cut = Callable[[npt.NDArray[np.float32]], int]
 
@@ -84,7 +86,8 @@ class _Window:
 class Listener:
     """Has recordings decoded, cuts them into 30 s windows, and has each window encoded as soon as it is full.
 
-    A window that was heard before is not encoded again.
+    A window that was heard before is not encoded again. `encoder_threads` are CPU threads of a batch, beside other work and where a long
+    one has none beside it; `answered` tells how many replies are being generated.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class Listener:
         max_windows: int,
         max_batch_seconds: float,
         batches_at_a_time: int,
+        encoder_threads: tuple[int, int],
         answered: Callable[[], int],
         max_uploads: int,
         encode_seconds: float,
@@ -107,7 +111,8 @@ class Listener:
         self._cache = EmbeddingCache(cache_bytes)
         self._places = Places(max_uploads)
         self._threads = ThreadPoolExecutor(NEWCOMERS * max_uploads, thread_name_prefix="decode")
-        self._batcher = Batcher(embedder.embed_features, max_windows, max_batch_seconds, batches_at_a_time, answered)
+        self._batcher = Batcher(self._encode, max_windows, max_batch_seconds, batches_at_a_time, answered)
+        self._encoder_threads = encoder_threads
         self._max_ahead = max_windows
         self._encode_seconds = encode_seconds
 
@@ -175,6 +180,12 @@ class Listener:
             raise DeadlineExceeded(
                 f"The audio waited longer than {self._encode_seconds:g} s for the encoder."
             ) from error
+
+    def _encode(self, features: Sequence[Tensor], n_samples: Sequence[int], alone: bool) -> list[Tensor]:
+        """Rows of a batch; runs in a thread, for which torch's number of threads is set."""
+        beside_others, by_itself = self._encoder_threads
+        torch.set_num_threads(by_itself if alone and sum(n_samples) >= LONG * SAMPLE_RATE else beside_others)
+        return self._embedder.embed_features(features, n_samples)
 
     async def _embed(self, window: _Window) -> Tensor:
         if window.features is None:

@@ -20,12 +20,14 @@ class Encoder:
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
+        self.alone: list[bool] = []
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
 
-    def __call__(self, features: Sequence[Tensor], n_samples: Sequence[int]) -> list[Tensor]:
+    def __call__(self, features: Sequence[Tensor], n_samples: Sequence[int], alone: bool) -> list[Tensor]:
         self.batches.append([f.shape[1] for f in features])
+        self.alone.append(alone)
         self.entered.set()
         assert self.gate.wait(20)
         if any(f.isnan().any() for f in features):
@@ -201,7 +203,7 @@ async def test_batches_at_the_same_time() -> None:
     """Both are in the encoder before either ends; then the next is taken, and nobody's rows are another's."""
     together = threading.Barrier(2)
 
-    def encode(features: Sequence[Tensor], n_samples: Sequence[int]) -> list[Tensor]:
+    def encode(features: Sequence[Tensor], n_samples: Sequence[int], _: bool) -> list[Tensor]:
         together.wait(20)
         return [f[:1].T * n for f, n in zip(features, n_samples, strict=True)]
 
@@ -228,6 +230,25 @@ async def test_a_batch_beside_another_begins_only_while_more_wait_than_are_answe
     await asyncio.gather(*embedding)
     await b.close()
     assert encoder.batches == [[1], [2], [3], [4]]
+
+
+async def test_a_batch_is_alone_without_another_that_runs_or_waits_and_without_replies() -> None:
+    encoder, replies = Encoder(), 0
+    b = Batcher(encoder, 1, max_seconds=1, at_a_time=2, answered=lambda: replies)
+    first = await occupy(b, encoder)  # alone
+    second = asyncio.create_task(b.embed(window(2), SAMPLE_RATE))  # beside it
+    while len(encoder.batches) < 2:
+        await asyncio.sleep(0)
+    encoder.gate.set()
+    await asyncio.gather(first, second)
+    await asyncio.gather(*(b.embed(window(n), SAMPLE_RATE) for n in (4, 5)))  # the first of them does not come alone
+    replies = 1
+    await b.embed(window(6), SAMPLE_RATE)
+    replies = 0
+    await b.embed(window(7), SAMPLE_RATE)
+    await b.close()
+    alone = dict(zip([n for (n,) in encoder.batches], encoder.alone, strict=True))
+    assert [alone[n] for n in (1, 2, 4, 6, 7)] == [True, False, False, False, True]
 
 
 async def test_counts_the_seconds_that_wait() -> None:
