@@ -1,6 +1,7 @@
 """`make soak`: thousands of requests to one server, to see that neither its memory nor its cost per request grows.
 
-Lengths vary, every recording is new, some repeat; memory is read after the first 500 requests, when every cache is warm, and at the end.
+Lengths vary, every recording is new, some repeat; memory is read after the first 500 requests and at the end. The cache of embeddings,
+which would fill all the while, is small enough to be full before.
 """
 
 import argparse
@@ -19,6 +20,7 @@ LENGTHS = (1.0, 2.5, 5.0, 7.3)  # seconds; a batch of requests has as many of ea
 MARKS = (100, 500, 5000)  # requests after which is measured
 STEP = 100  # requests between two looks
 GROWTH = 1.05  # what memory and cost may grow by
+EMBEDDINGS_MIB = 8
 
 
 def step(server: processes.Server, number: int) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     make_checkpoints()
     steps: dict[int, dict[str, Any]] = {}
-    with processes.ours(arguments.dtype) as server:
+    with processes.ours(arguments.dtype, "--embedding-cache-mib", str(EMBEDDINGS_MIB)) as server:
         for sent in range(STEP, arguments.requests + 1, STEP):
             steps[sent] = step(server, STEP)
             print(sent, json.dumps(steps[sent]), flush=True)

@@ -9,8 +9,8 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,7 +188,9 @@ class Engine:
         except SystemExit as error:  # argparse has printed what is wrong
             raise OptionError(f"vLLM does not take the options {' '.join(options)}") from error
         args.enable_log_requests = False
-        llm = BlspLLM.from_engine_args(args)
+        # Kernels for numbers of tokens that the engine has met: a thousand, oneDNN's default, would grow to half a gigabyte.
+        with _environment(ONEDNN_PRIMITIVE_CACHE_CAPACITY="128"):
+            llm = BlspLLM.from_engine_args(args)
         assert isinstance(llm, BlspLLM)
         llm.drop_first_space = drop_first_space
         return cls(llm)
@@ -267,6 +269,18 @@ class Engine:
         if self.llm.output_handler is not None:
             self.llm.output_handler.cancel()  # else it reports the engine's end as an error
         await asyncio.to_thread(self.llm.shutdown)
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """For processes that are started within; what the operator has set stays."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def as_api_error(error: Exception) -> ApiError:

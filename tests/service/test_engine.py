@@ -1,6 +1,9 @@
 """What the engine adds to vLLM's: an end to generations, and a count of the prompts that wait."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
@@ -10,7 +13,7 @@ from typing import Any
 import pytest
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from service.engine import BlspLLM
+from service.engine import BlspLLM, _environment
 from service.errors import DeadlineExceeded
 from service.gate.admission import Admission, Limits, Queued
 
@@ -81,3 +84,14 @@ async def test_a_generation_comes_after_those_of_clients_with_fewer(llm: BlspLLM
                 await anext(outputs)
     assert llm.priorities == [0, 1, 0, 2]
     assert not llm._running
+
+
+def test_variables_for_the_engines_processes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SET", "by the operator")
+    monkeypatch.delenv("UNSET", raising=False)
+    show = [sys.executable, "-c", "import os; print(os.environ['SET'], os.environ['UNSET'], sep=', ')"]
+    with _environment(SET="by us", UNSET="by us"):
+        said = subprocess.run(show, capture_output=True, text=True, check=True).stdout
+    assert said == "by the operator, by us\n"
+    assert os.environ["SET"] == "by the operator"
+    assert "UNSET" not in os.environ
