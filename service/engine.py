@@ -164,7 +164,8 @@ class Engine:
         """
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the engine's processes
-        if not torch.cuda.is_available():
+        on_cpu = not torch.cuda.is_available()
+        if on_cpu:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
             # The model runs in the engine's process. In one of its own, the engine would wait for it spinning, and take a core from the
             # encoder.
@@ -177,12 +178,11 @@ class Engine:
             dtype=dtype,
             enable_prompt_embeds=True,
             scheduling_policy="priority",
-            enforce_eager=not torch.cuda.is_available(),
+            enforce_eager=on_cpu,
         )
-        if not torch.cuda.is_available():
-            parser.set_defaults(
-                block_size=32
-            )  # not 128: what the prefix cache can't give, the rest of a block, is then computed sooner
+        if on_cpu:
+            # Instead of 128: the prefix cache gives whole blocks, and the rest is computed again.
+            parser.set_defaults(block_size=32)
         try:
             args = AsyncEngineArgs.from_cli_args(parser.parse_args(options))
         except SystemExit as error:  # argparse has printed what is wrong

@@ -136,5 +136,5 @@ class Admission:
 
 
 def is_reached(limit: float, amount: float, others: int) -> bool:
-    """Whether a limit of the whole service is, for a client that has so many other requests running; 0 is no limit."""
+    """Whether a limit of the whole service is, for a client that has so much else running; 0 is no limit."""
     return 0 < limit * (1 if others else NEWCOMERS) <= amount
