@@ -68,7 +68,7 @@ check-images: .venv/bin/blsp ## Do what the images' RUN lines do, as far as that
 	  assert "build/image" in here.__file__ and (DEMO / "config.json").is_file()'
 	rm -rf build/image
 
-bench: .venv/bin/blsp ## Measure speed beside vLLM's own speech serving, the engine alone and a plain loop (25 minutes); writes benchmarks/RESULTS.md.
+bench: .venv/bin/blsp ## Measure speed beside vLLM's own speech serving, the engine alone and a plain loop (33 minutes); writes benchmarks/RESULTS.md.
 	.venv/bin/python -m benchmarks.serving
 
 soak: .venv/bin/blsp ## Send 5,000 requests to one server and see that memory and cost per request stay as they are.
