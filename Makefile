@@ -8,7 +8,7 @@ PORT ?= 8000
 PIP_FLAGS ?=
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 
-.PHONY: help setup setup-plain-torch serve demo-model test check fuzz schemathesis bench soak overload lock check-images clean
+.PHONY: help setup setup-plain-torch serve pico demo-model test check fuzz schemathesis bench soak overload lock check-images clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -31,7 +31,10 @@ setup-plain-torch:
 serve: .venv/bin/blsp ## Serve MODEL (default: the demo model) on PORT (default: 8000).
 	.venv/bin/blsp serve $(MODEL) --port $(PORT)
 
-demo-model: .venv/bin/blsp ## Make the demo model from nothing: synthesise speech, train, evaluate (about two hours on two cores; goes on where it was killed).
+pico: .venv/bin/blsp ## Install the one synthesiser of the demo's speech that comes from PyPI and is compiled here.
+	$(PIP) ttspico==0.3.2
+
+demo-model: pico ## Make the demo model from nothing: synthesise speech, train, evaluate (two to two and a half hours on two cores; goes on where it was killed).
 	.venv/bin/python -m models.demo.build
 
 check: .venv/bin/blsp ## Lint, formatting, types and the rules of which part may import which.

@@ -25,8 +25,8 @@ from models.demo.tokenizer import build as build_tokenizer
 from models.demo.train_adapter import EncodedSpeech
 
 SEED = 1
-SHARDS = 40  # of 2,000 utterances
-ENCODER_STEPS, LLM_STEPS, ADAPTER_STEPS = 6000, 10000, 3000
+SHARDS = 60  # of 2,000 utterances
+ENCODER_STEPS, LLM_STEPS, ADAPTER_STEPS = 8000, 10000, 3000
 COMPARISON_STEPS = 450
 ADAPTER_UTTERANCES = 40_000
 PROCESSES = 2

@@ -20,8 +20,9 @@ from models.encoder import encoder_length
 from models.features import log_mel
 
 SHARD_SIZE = 2000
+IGNORED = -100  # a label that teaches nothing
 STATE_SECONDS = 0.02  # one encoder state
-_ENGINE_SHARES = {"espeak": 0.74, "flite": 0.26}
+_ENGINE_SHARES = {"espeak": 0.6, "flite": 0.24, "pico": 0.16}
 _SENTENCE_SHARE, _WORD_SHARE = 0.66, 0.08  # the rest: random words in a row
 _DIGIT_SHARE = 0.2  # of random words
 _VOWELS = set("aeiou")
@@ -33,9 +34,9 @@ class Shard(NamedTuple):
     features: NDArray[np.float16]
     """(frames, n_mels), 10 ms each."""
     words: NDArray[np.int16]
-    """(states,), 20 ms each: 0 between words, else 1 + index in `spoken_words()`."""
+    """(states,), 20 ms each: 0 between words, else 1 + index in `spoken_words()`; `IGNORED` where the engine tells no word times."""
     phones: NDArray[np.int16]
-    """(states,): 0 between words, else 1 + index in `phone_set()`."""
+    """(states,): 0 between words, else 1 + index in `phone_set()`; `IGNORED` as above."""
     frames: NDArray[np.int64]
     """(utterances,) how many frames each utterance has."""
     texts: list[str]
@@ -109,7 +110,7 @@ def synthesise_shard(seed: int) -> Shard:
 
 def _labels(utterance: Utterance, states: int) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
     """The word and the phone at every state of an utterance."""
-    words, phones = np.zeros(states, np.int16), np.zeros(states, np.int16)
+    words, phones = (np.full(states, 0 if utterance.words else IGNORED, np.int16) for _ in range(2))
     for span in utterance.words:
         begin, end = (round(seconds / STATE_SECONDS) for seconds in (span.begin, span.end))
         words[begin:end] = 1 + spoken_words().index(span.word)

@@ -55,10 +55,12 @@ def _voice(name: str) -> int:
     return int(register(None))
 
 
-def speak(text: str, voice: Voice, stretch: float = 1.0) -> Utterance:
-    """Says `text`; `stretch` above 1 is slower."""
+def speak(text: str, voice: Voice, stretch: float = 1.0, pitch: float = 1.0) -> Utterance:
+    """Says `text`; `stretch` above 1 is slower, `pitch` above 1 is higher than the voice's own (rms always keeps its own)."""
     flite, address = _library(), _voice(voice.name)
-    flite.feat_set_float(_VoiceHead.from_address(address).features, b"duration_stretch", stretch)
+    features = _VoiceHead.from_address(address).features
+    flite.feat_set_float(features, b"duration_stretch", stretch)
+    flite.feat_set_float(features, b"f0_shift", pitch)
     utterance = flite.flite_synth_text(text.encode(), address)
     try:
         wave = flite.utt_wave(utterance).contents

@@ -26,6 +26,7 @@ GROUPS: dict[str, tuple[list[Voice], Channel]] = {
     "flite rms, unseen speaker": (UNSEEN["flite-rms"], QUIET),
     "festival ked, unseen engine": (UNSEEN["festival-ked"], QUIET),
     "festival hts, unseen engine": (UNSEEN["festival-hts"], QUIET),
+    "pico, seen voices": (SEEN["pico"], QUIET),
 }
 """Name of a group -> its voices, and the channel they are recorded through."""
 

@@ -1,14 +1,20 @@
-"""Cheap changes to log-mel features, drawn anew each time an utterance is trained on: another vocal tract, gain, tilt, and masks."""
+"""Cheap changes to log-mel features, drawn anew each time an utterance is trained on: another vocal tract and channel, and masks."""
 
+import math
 from functools import cache
+from itertools import product
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 N_MELS = 80
 _WARPS = tuple(float(w) for w in np.linspace(0.84, 1.2, 19))
+_BENDS = (-0.06, -0.03, 0.0, 0.03, 0.06)
+_BEND_HZ = 1500.0  # what a bend leaves as it is
 _TOP_HZ = 8000.0
+_EQUALISER = 0.12 / torch.arange(1, 7).sqrt()  # spread of the cosines that an equaliser is made of
 _MASK_FRAMES, _MASK_MELS = 14, 12
 _MASK_SHARE = 0.75  # of utterances
 
@@ -21,10 +27,13 @@ def augment(features: Tensor, frames: Tensor, generator: torch.Generator, masks:
     batch, _, width = features.shape
     real = torch.arange(width) < frames[:, None]  # (batch, T)
     lowest = features.masked_fill(~real[:, None], torch.inf).amin((1, 2))
-    warps = _warp_matrices()[torch.randint(len(_WARPS), (batch,), generator=generator)]  # (batch, 80, 80)
-    features = warps.to(features.dtype) @ features
-    tilt = torch.linspace(-1, 1, N_MELS)[None, :, None] * _uniform((batch, 1, 1), -0.15, 0.15, generator)
-    features = features + tilt + _uniform((batch, 1, 1), -0.3, 0.2, generator)
+    matrices = _warp_matrices()
+    features = matrices[torch.randint(len(matrices), (batch,), generator=generator)] @ features
+    features = _sharpen(features, generator)
+    mean = (features * real[:, None]).sum((1, 2), keepdim=True) / (frames[:, None, None] * N_MELS)
+    contrast = _uniform((batch, 1, 1), 0.8, 1.2, generator)
+    gain = _uniform((batch, 1, 1), -0.3, 0.2, generator)
+    features = mean + (features - mean) * contrast + _equaliser(batch, generator) + gain
     if masks:
         features = torch.where(_mask(frames, width, generator), lowest[:, None, None], features)
     return features * real[:, None]
@@ -32,6 +41,22 @@ def augment(features: Tensor, frames: Tensor, generator: torch.Generator, masks:
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
     return low + (high - low) * torch.rand(shape, generator=generator)
+
+
+def _sharpen(features: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of the utterances with formants up to half again as sharp, or blurred by up to the mean of three bands."""
+    neighbours = F.pad(features.transpose(1, 2), (1, 1), mode="replicate").transpose(1, 2)  # (batch, 82, T)
+    blurred = (neighbours[:, :-2] + neighbours[:, 1:-1] + neighbours[:, 2:]) / 3
+    shape = (len(features), 1, 1)
+    share = _uniform(shape, -0.5, 1.0, generator) * (torch.rand(shape, generator=generator) < 0.5)
+    return features + share * (blurred - features)
+
+
+def _equaliser(batch: int, generator: torch.Generator) -> Tensor:
+    """A random smooth frequency response for each utterance (batch, 80, 1)."""
+    order = torch.arange(1, len(_EQUALISER) + 1)
+    cosines = torch.cos(order[:, None] * torch.linspace(0, math.pi, N_MELS))  # (order, 80)
+    return (torch.randn((batch, len(order)), generator=generator) * _EQUALISER @ cosines)[:, :, None]
 
 
 def _mask(frames: Tensor, width: int, generator: torch.Generator) -> Tensor:
@@ -53,13 +78,18 @@ def _band(width: int, lengths: Tensor, longest: int, generator: torch.Generator)
 
 @cache
 def _warp_matrices() -> Tensor:
-    """(warps, 80, 80): each reads the features at frequencies stretched by its factor (vocal tract length perturbation)."""
-    return torch.stack([_warp_matrix(warp) for warp in _WARPS])
+    """(warps, 80, 80): each reads the features at frequencies stretched by its factor (vocal tract length perturbation).
+
+    With a bend, high frequencies are stretched by more than low ones, or by less: no two speakers differ by one factor.
+    """
+    return torch.stack([_warp_matrix(warp, bend) for warp, bend in product(_WARPS, _BENDS)])
 
 
-def _warp_matrix(warp: float) -> Tensor:
+def _warp_matrix(warp: float, bend: float) -> Tensor:
     mels = torch.linspace(0, _mel(torch.tensor(_TOP_HZ)).item(), N_MELS)
-    source = _mel((_hertz(mels) * warp).clamp(max=_TOP_HZ)) / mels[1]  # in bins
+    hertz = _hertz(mels)
+    stretched = hertz * warp * (hertz.clamp(min=1) / _BEND_HZ) ** bend
+    source = _mel(stretched.clamp(max=_TOP_HZ)) / mels[1]  # in bins
     low = source.floor().clamp(max=N_MELS - 2).long()
     share = (source - low).clamp(max=1.0)
     matrix = torch.zeros(N_MELS, N_MELS)

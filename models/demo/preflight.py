@@ -10,10 +10,11 @@ from models.demo.voices import SEEN, UNSEEN, Voice
 PACKAGES = {
     "espeak": "espeak-ng",
     "flite": "flite",
+    "pico": "ttspico",
     "ked_diphone": "festvox-kdlpc16k",
     "cmu_us_slt_arctic_hts": "festvox-us-slt-hts",
 }
-"""Engine, or voice of festival -> the Debian package that brings it."""
+"""Engine, or voice of festival -> the package that brings it: PyPI's for pico, Debian's for the others."""
 
 
 def mute_voices() -> list[str]:
@@ -23,15 +24,16 @@ def mute_voices() -> list[str]:
     """
     groups = [*SEEN.values(), *UNSEEN.values()]
     tried = [voice for voices in groups for voice in (voices[:1] if voices[0].engine == "espeak" else voices)]
-    return [f"{voice.engine} {voice.name} (Debian: {_package(voice)})" for voice in tried if not _speaks(voice)]
+    return [f"{voice.engine} {voice.name} ({_package(voice)})" for voice in tried if not _speaks(voice)]
 
 
 def _speaks(voice: Voice) -> bool:
     try:
         return len(speak("one", voice, np.random.default_rng(0)).samples) > 0
-    except (OSError, ValueError, subprocess.CalledProcessError):
+    except (OSError, ImportError, ValueError, subprocess.CalledProcessError):
         return False
 
 
 def _package(voice: Voice) -> str:
-    return PACKAGES[voice.name if voice.engine == "festival" else voice.engine]
+    index = "PyPI" if voice.engine == "pico" else "Debian"
+    return f"{index}: {PACKAGES[voice.name if voice.engine == 'festival' else voice.engine]}"

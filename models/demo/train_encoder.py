@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from transformers import WhisperConfig
 
 from models.demo import padded, state
-from models.demo.corpus import phone_set
+from models.demo.corpus import IGNORED, phone_set
 from models.demo.mel_augment import N_MELS, augment
-from models.demo.utterances import IGNORED, Batch, Utterances, batches
+from models.demo.utterances import Batch, Utterances, batches
 from models.demo.world import spoken_words
 from models.encoder import WhisperEncoder
 
@@ -64,8 +64,8 @@ def loss(model: SpeechRecogniser, batch: Batch, features: Tensor) -> tuple[Tenso
     """The weighted sum of the three losses, and the share of states whose word is right."""
     with torch.autocast("cpu", torch.bfloat16):
         phones, words, ctc = model(features, batch.frames)
-    phone_loss = F.cross_entropy(phones.flatten(0, 1), batch.phones.flatten(), ignore_index=IGNORED)
-    word_loss = F.cross_entropy(words.flatten(0, 1), batch.words.flatten(), ignore_index=IGNORED, label_smoothing=0.05)
+    phone_loss = _state_loss(phones, batch.phones)
+    word_loss = _state_loss(words, batch.words, smoothing=0.05)
     targets = [torch.tensor([spoken_words().index(word) + 1 for word in text.split()]) for text in batch.texts]
     ctc_loss = F.ctc_loss(
         ctc.log_softmax(-1).transpose(0, 1),
@@ -78,6 +78,14 @@ def loss(model: SpeechRecogniser, batch: Batch, features: Tensor) -> tuple[Tenso
     real = batch.words != IGNORED
     right = (words.argmax(-1) == batch.words)[real].float().mean()
     return word_loss + PHONE_WEIGHT * phone_loss + CTC_WEIGHT * ctc_loss, right
+
+
+def _state_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy of the states (batch, states, classes) that have a label; 0 where none has."""
+    each = F.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum"
+    )
+    return each / (labels != IGNORED).sum().clamp(min=1)
 
 
 def train(shards: Path, run: Path, steps: int, seed: int) -> SpeechRecogniser:

@@ -10,11 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.demo.corpus import Shard
+from models.demo.corpus import IGNORED, Shard
 from models.demo.mel_augment import N_MELS
 from models.encoder import encoder_length
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ _UNSEEN_VARIANTS = "m4 f4 m8 klatt3 robert linda quincy pablo steph2 zac victor 
 SEEN: dict[str, list[Voice]] = {
     "espeak": [Voice("espeak", f"{accent}+{variant}") for accent in _ACCENTS for variant in _VARIANTS.split()],
     "flite": [Voice("flite", name) for name in ("slt", "awb", "kal16")],
+    "pico": [Voice("pico", name) for name in ("en-US", "en-GB")],
 }
 UNSEEN: dict[str, list[Voice]] = {
     "espeak-unseen": [

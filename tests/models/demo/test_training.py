@@ -1,4 +1,5 @@
 import random
+import shutil
 from itertools import islice
 
 import numpy as np
@@ -8,11 +9,12 @@ from transformers import LlamaForCausalLM, WhisperConfig
 
 from models.adapter import ModalityAdapter
 from models.config import AdapterSizes
-from models.demo import evaluate, padded, state
+from models.demo import corpus, evaluate, padded, state, train_encoder
 from models.demo.mel_augment import N_MELS, augment
+from models.demo.speech import Utterance
 from models.demo.train_adapter import Lesson, continuation_loss, new_adapter
 from models.demo.train_llm import IGNORED, config, damage, draw_batches, embed, loss
-from models.demo.utterances import batches
+from models.demo.utterances import Batch, batches
 from models.encoder import WhisperEncoder
 
 
@@ -48,6 +50,32 @@ def test_augmented_features_are_zero_behind_the_real_frames_and_the_same_for_the
     assert torch.equal(first, second)
     assert not first[1, :, 30:].any()
     assert first[1, :, :30].any()
+
+
+def test_augmentation_changes_every_moment_of_an_utterance_alike_but_no_two_utterances():
+    """Features that are the same in every frame stay so: what is drawn is a voice and a channel, which last."""
+    features, frames = torch.randn(1, N_MELS, 1).expand(4, -1, 20), torch.full((4,), 20)
+    changed = augment(features, frames, torch.Generator().manual_seed(4), masks=False)
+    torch.testing.assert_close(changed, changed[:, :, :1].expand(-1, -1, 20))
+    response = changed[:, :, 0] - features[:, :, 0]
+    assert response.std(1).min() > 0.05
+    assert (response[0] - response[1:]).abs().amax(1).min() > 0.1
+
+
+@pytest.mark.skipif(shutil.which("flite") is None, reason="flite, which names the phones, is not installed")
+def test_speech_without_word_times_teaches_the_words_in_order_and_no_times():
+    silent = Utterance(np.zeros(16000, np.float32), 16000, [])
+    words, phones = corpus._labels(silent, 50)
+    assert (words == corpus.IGNORED).all()
+    assert (phones == corpus.IGNORED).all()
+    model = train_encoder.SpeechRecogniser()
+    features, untold = torch.randn(1, N_MELS, 100), torch.full((1, 50), corpus.IGNORED)
+    batch = Batch(features, torch.tensor([100]), untold, untold, ["one two"])
+    value, _ = train_encoder.loss(model, batch, features)
+    value.backward()
+    assert value.isfinite()
+    assert model.ctc_head.weight.grad.abs().max() > 0
+    assert model.word_head.weight.grad.abs().max() == model.phone_head[1].weight.grad.abs().max() == 0
 
 
 def test_a_run_goes_on_as_if_it_had_not_been_cut_off(tmp_path):
