@@ -56,7 +56,8 @@ class Batcher:
     """Feeds windows of concurrent requests to an encoder, in batches of windows of similar length.
 
     `encode` takes features (n_mels, frames_i), sample counts and whether nothing else is to be done, and returns rows (n_i, llm_dim); it
-    runs in threads of its own, one for each batch that is encoded at the same time.
+    runs in threads of its own: one for each batch that is encoded at the same time, and one for batches that are alone. Those may use
+    all cores, and OpenMP wakes helpers quickly only while its threads, idle ones of other pools included, are no more than the cores.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Batcher:
         self._waiting: list[_Item] = []
         self._arrived = asyncio.Event()
         self._threads = ThreadPoolExecutor(at_a_time, thread_name_prefix="encoder")
+        self._thread_alone = ThreadPoolExecutor(1, thread_name_prefix="encoder-alone")
         self._loops = [asyncio.create_task(self._run(beside=i > 0), name="batcher") for i in range(at_a_time)]
         metrics.QUEUE_WINDOWS.set_function(lambda: len(self._waiting))
         metrics.QUEUED_AUDIO_SECONDS.set_function(lambda: self.queued_seconds)
@@ -118,6 +120,7 @@ class Batcher:
                 item.rows.set_exception(Unavailable("The service is shutting down."))
         self._waiting.clear()
         self._threads.shutdown()
+        self._thread_alone.shutdown()
 
     async def _run(self, beside: bool) -> None:
         while True:
@@ -168,7 +171,11 @@ class Batcher:
         self._encoding += 1
         try:
             rows = await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._encode, [i.features for i in batch], [i.n_samples for i in batch], alone
+                self._thread_alone if alone else self._threads,
+                self._encode,
+                [i.features for i in batch],
+                [i.n_samples for i in batch],
+                alone,
             )
         except Exception as error:
             await self._after_failure(batch, error)

@@ -27,8 +27,6 @@ from service.listening.batcher import Batcher
 from service.listening.cache import EmbeddingCache, fingerprint
 from service.telemetry import metrics, timeline
 
-LONG = 10  # seconds of audio from which on more threads are worth waking
-
 # Where to end a window: given the samples (n,) that are there, all of a full window, how many of them it takes.
 Cut = Callable[[npt.NDArray[np.float32]], int]
 
@@ -86,8 +84,8 @@ class _Window:
 class Listener:
     """Has recordings decoded, cuts them into 30 s windows, and has each window encoded as soon as it is full.
 
-    A window that was heard before is not encoded again. `encoder_threads` are CPU threads of a batch, beside other work and where a long
-    one has none beside it; `answered` tells how many replies are being generated.
+    A window that was heard before is not encoded again. `encoder_threads` are CPU threads of a batch, beside other work and where it
+    has none beside it; `answered` tells how many replies are being generated.
     """
 
     def __init__(
@@ -110,7 +108,9 @@ class Listener:
         self.fetcher = fetcher
         self._cache = EmbeddingCache(cache_bytes)
         self._places = Places(max_uploads)
-        self._threads = ThreadPoolExecutor(NEWCOMERS * max_uploads, thread_name_prefix="decode")
+        self._threads = ThreadPoolExecutor(
+            NEWCOMERS * max_uploads, thread_name_prefix="decode", initializer=_without_helpers
+        )
         self._batcher = Batcher(self._encode, max_windows, max_batch_seconds, batches_at_a_time, answered)
         self._encoder_threads = encoder_threads
         self._max_ahead = max_windows
@@ -184,7 +184,7 @@ class Listener:
     def _encode(self, features: Sequence[Tensor], n_samples: Sequence[int], alone: bool) -> list[Tensor]:
         """Rows of a batch; runs in a thread, for which torch's number of threads is set."""
         beside_others, by_itself = self._encoder_threads
-        torch.set_num_threads(by_itself if alone and sum(n_samples) >= LONG * SAMPLE_RATE else beside_others)
+        torch.set_num_threads(by_itself if alone else beside_others)
         return self._embedder.embed_features(features, n_samples)
 
     async def _embed(self, window: _Window) -> Tensor:
@@ -241,6 +241,15 @@ class Listener:
         await self._batcher.close()
         await asyncio.to_thread(self._decoders.close)
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _without_helpers() -> None:
+    """Gives the calling thread one of torch's threads: idle helpers of the decoders' would slow the encoder's down.
+
+    A thread that has not asked for its number gets, with its first operation, the one that some thread has set last.
+    """
+    torch.get_num_threads()
+    torch.set_num_threads(1)
 
 
 async def _prepare(before: asyncio.Task[None] | None, encoding: list[asyncio.Task[Tensor]], ahead: Ahead) -> None:

@@ -21,6 +21,7 @@ class Encoder:
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
         self.alone: list[bool] = []
+        self.threads: list[str] = []
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
@@ -28,6 +29,7 @@ class Encoder:
     def __call__(self, features: Sequence[Tensor], n_samples: Sequence[int], alone: bool) -> list[Tensor]:
         self.batches.append([f.shape[1] for f in features])
         self.alone.append(alone)
+        self.threads.append(threading.current_thread().name)
         self.entered.set()
         assert self.gate.wait(20)
         if any(f.isnan().any() for f in features):
@@ -249,6 +251,10 @@ async def test_a_batch_is_alone_without_another_that_runs_or_waits_and_without_r
     await b.close()
     alone = dict(zip([n for (n,) in encoder.batches], encoder.alone, strict=True))
     assert [alone[n] for n in (1, 2, 4, 6, 7)] == [True, False, False, False, True]
+    by_itself = {thread for thread, alone in zip(encoder.threads, encoder.alone, strict=True) if alone}
+    beside = {thread for thread, alone in zip(encoder.threads, encoder.alone, strict=True) if not alone}
+    assert len(by_itself) == 1  # which is the only one with helpers
+    assert not by_itself & beside
 
 
 async def test_counts_the_seconds_that_wait() -> None:

@@ -29,8 +29,10 @@ class Ears:
         self.held = held
         self.gate = threading.Event()
         self.threads: dict[int, int] = {}  # torch's, by samples
+        self.decoding: set[int] = set()  # torch's threads where recordings are decoded
 
     def features(self, window: Tensor) -> Tensor:
+        self.decoding.add(torch.get_num_threads())
         return window[None]
 
     def embed_features(self, features: Sequence[Tensor], n_samples: Sequence[int]) -> list[Tensor]:
@@ -155,7 +157,7 @@ async def test_slow_uploads_of_one_client_do_not_keep_anothers_recording_waiting
         await asyncio.gather(*held, return_exceptions=True)
 
 
-async def test_a_long_recording_with_nothing_beside_it_is_encoded_with_more_threads() -> None:
+async def test_a_recording_with_nothing_beside_it_is_encoded_with_more_threads_and_none_is_decoded_with_them() -> None:
     ears = Ears(held=12 * SAMPLE_RATE)
     async with listener(ears) as ear:
         for seconds in (2, 11):
@@ -172,7 +174,8 @@ async def test_a_long_recording_with_nothing_beside_it_is_encoded_with_more_thre
         ears.gate.set()
         await asyncio.gather(held, beside, after)
     threads = {n // SAMPLE_RATE: number for n, number in ears.threads.items()}
-    assert (threads[2], threads[11], threads[13]) == (1, 2, 1)
+    assert (threads[2], threads[11], threads[13]) == (2, 2, 1)
+    assert ears.decoding == {1}
 
 
 class Deaf(Ears):
