@@ -110,11 +110,11 @@ class Bench:
 
     def two_questions(self, question: Question, number: int) -> dict[str, Any]:
         """`question` and then another one about each recording of 25 s, one client."""
-        first, second = asyncio.run(self._ask_twice(question, number))
+        first, second = asyncio.run(self._ask_twice(self.ours.url, question, number))
         return {"first": summarize(first), "second": summarize(second)}
 
-    async def _ask_twice(self, question: Question, number: int) -> tuple[list[Sample], list[Sample]]:
-        load = Load(self.ours.url, question)
+    async def _ask_twice(self, url: str, question: Question, number: int) -> tuple[list[Sample], list[Sample]]:
+        load = Load(url, question)
         first, second = [], []
         async with load.session() as session:
             for clip in clips(self.requests(number), 25, seed=next(self._seeds)):
@@ -125,17 +125,17 @@ class Bench:
     def uploads(self) -> dict[str, Any]:
         """Recordings of 5 minutes and of 30 s, sent as they are spoken; no two of them end at the same time."""
         longest = LONG if self._scale == 1 else 2 * SHORT
-        long, short = asyncio.run(self._speak(longest))
+        long, short = asyncio.run(self._speak(self.ours.url, longest))
         return {"long": summarize(long), "short": summarize(short), "seconds": longest}
 
-    async def _speak(self, longest: int) -> tuple[list[Sample], list[Sample]]:
+    async def _speak(self, url: str, longest: int) -> tuple[list[Sample], list[Sample]]:
         """Windows are full, and recordings end, at different seconds modulo a window for every speaker."""
         speakers = range(SPEAKERS if self._scale == 1 else 1)
 
         async def speak(wait: float, seconds: int) -> Sample:
             await asyncio.sleep(wait)
             (clip,) = clips(1, seconds, seed=next(self._seeds))
-            load = Load(self.ours.url, Question(upload_seconds=seconds))
+            load = Load(url, Question(upload_seconds=seconds))
             async with load.session() as session:
                 return await load.ask(session, clip)
 
