@@ -8,13 +8,13 @@ from models.demo.synthesis import speak
 from models.demo.voices import SEEN, UNSEEN, Voice
 
 PACKAGES = {
-    "espeak": "espeak-ng",
-    "flite": "flite",
-    "pico": "ttspico",
-    "ked_diphone": "festvox-kdlpc16k",
-    "cmu_us_slt_arctic_hts": "festvox-us-slt-hts",
+    "espeak": "Debian: espeak-ng",
+    "flite": "Debian: flite",
+    "pico": "PyPI: ttspico",
+    "ked_diphone": "Debian: festvox-kdlpc16k",
+    "cmu_us_slt_arctic_hts": "Debian: festvox-us-slt-hts",
 }
-"""Engine, or voice of festival -> the package that brings it: PyPI's for pico, Debian's for the others."""
+"""Engine, or voice of festival -> the package that brings it."""
 
 
 def mute_voices() -> list[str]:
@@ -35,5 +35,4 @@ def _speaks(voice: Voice) -> bool:
 
 
 def _package(voice: Voice) -> str:
-    index = "PyPI" if voice.engine == "pico" else "Debian"
-    return f"{index}: {PACKAGES[voice.name if voice.engine == 'festival' else voice.engine]}"
+    return PACKAGES[voice.name if voice.engine == "festival" else voice.engine]
