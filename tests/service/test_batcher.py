@@ -251,8 +251,8 @@ async def test_a_batch_is_alone_without_another_that_runs_or_waits_and_without_r
     await b.close()
     alone = dict(zip([n for (n,) in encoder.batches], encoder.alone, strict=True))
     assert [alone[n] for n in (1, 2, 4, 6, 7)] == [True, False, False, False, True]
-    by_itself = {thread for thread, alone in zip(encoder.threads, encoder.alone, strict=True) if alone}
-    beside = {thread for thread, alone in zip(encoder.threads, encoder.alone, strict=True) if not alone}
+    by_itself = {thread for thread, was_alone in zip(encoder.threads, encoder.alone, strict=True) if was_alone}
+    beside = {thread for thread, was_alone in zip(encoder.threads, encoder.alone, strict=True) if not was_alone}
     assert len(by_itself) == 1  # which is the only one with helpers
     assert not by_itself & beside
 
