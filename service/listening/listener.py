@@ -76,6 +76,7 @@ class _Window:
     """A window of `n_samples` samples: its rows where it was heard before, else the features to encode."""
 
     n_samples: int
+    is_last: bool
     key: bytes
     rows: Tensor | None
     features: Tensor | None
@@ -134,10 +135,11 @@ class Listener:
     ) -> Recording:
         """Listens to a recording of any format and length up to the limit; `cut` ends a window before it is full.
 
-        `ahead` is called after every window but the last, one call at a time; it is cancelled when all is heard, and its errors are
-        nobody's. `budget` is for what belongs to a request of several recordings. No recording has more windows waiting for the encoder
-        than a batch holds. Raises the errors of `Decoders.decode`, DeadlineExceeded, and what the source itself raises. When it fails or
-        is cancelled, so does a GrowingBuffer: whoever feeds it or waits for it hears of the error.
+        `ahead` is called as soon as a window is encoded, after every one but the last, one call at a time; it is cancelled when all
+        is heard, and its errors are nobody's. `budget` is for what belongs to a request of several recordings. No recording has
+        more windows waiting for the encoder than a batch holds. Raises the errors of `Decoders.decode`, DeadlineExceeded, and what
+        the source itself raises. When it fails or is cancelled, so does a GrowingBuffer: whoever feeds it or waits for it hears of
+        the error.
         """
         windows = self._windows(source, cut, budget)
         encoding: list[asyncio.Task[Tensor]] = []
@@ -145,12 +147,12 @@ class Listener:
         preparing: asyncio.Task[None] | None = None
         try:
             while (window := await self._in_thread(windows)) is not None:
-                if ahead and encoding:
-                    preparing = asyncio.create_task(_prepare(preparing, list(encoding), ahead))
                 lengths.append(window.n_samples)
                 if len(encoding) >= self._max_ahead:
                     await self._in_time([encoding[-self._max_ahead]])
                 encoding.append(asyncio.create_task(self._embed(window)))
+                if ahead and not window.is_last:
+                    preparing = asyncio.create_task(_prepare(preparing, list(encoding), ahead))
             rows = await self._in_time(encoding)
         except BaseException as error:
             for task in encoding:
@@ -230,11 +232,11 @@ class Listener:
                     budget.spend(len(samples))
                 key = fingerprint(samples)
                 if (rows := self._cache.get(key)) is not None:
-                    yield _Window(len(samples), key, rows, None)
+                    yield _Window(len(samples), not pending, key, rows, None)
                     continue
                 with timeline.stage("features"):
                     features = self._embedder.features(torch.from_numpy(samples))
-                yield _Window(len(samples), key, None, features)
+                yield _Window(len(samples), not pending, key, None, features)
 
     async def close(self) -> None:
         """Stops the batcher, the decoders and the threads."""

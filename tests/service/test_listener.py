@@ -83,6 +83,24 @@ async def test_what_was_heard_so_far_is_handed_on_window_by_window_but_not_the_l
     assert recording.rows.flatten().tolist() == [N_SAMPLES, N_SAMPLES, SAMPLE_RATE]
 
 
+async def test_a_window_is_handed_on_while_the_next_one_is_still_being_spoken() -> None:
+    said = wav(voice(45))
+    handed = asyncio.Event()
+
+    async def ahead(rows: Tensor) -> None:
+        handed.set()
+
+    async with listener(Ears()) as ear:
+        source = GrowingBuffer(len(said))
+        hearing = asyncio.create_task(ear.hear(source, ahead=ahead))
+        source.feed(said[: len(said) * 32 // 45])
+        async with asyncio.timeout(20):
+            await handed.wait()
+        source.feed(said[source.received :])
+        source.finish()
+        assert len((await hearing).windows) == 2
+
+
 @pytest.mark.parametrize("seconds", [1, 30])
 async def test_a_recording_of_one_window_is_not_handed_on(seconds: float) -> None:
     async def ahead(rows: Tensor) -> None:
