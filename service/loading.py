@@ -96,7 +96,7 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
             batches_at_a_time=settings.encoder_batches or (1 if on_gpu else 2),
             encoder_threads=(threads, settings.encoder_threads or max(threads, min(cores, THREADS_ALONE))),
             answered=lambda: engine.llm.generations,
-            max_batch_seconds=settings.max_batch_seconds or (480 if on_gpu else 30),
+            max_batch_seconds=settings.max_batch_seconds or (480 if on_gpu else 10),
             max_uploads=settings.max_uploads,
             encode_seconds=settings.encode_seconds,
             cache_bytes=settings.embedding_cache_mib << 20,

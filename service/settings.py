@@ -47,11 +47,11 @@ class ModelSettings(BaseSettings):
     encoder_threads: int | None = Field(
         None,
         ge=1,
-        description="CPU threads of the encoder; default: half of the cores, and all up to 8 for a long recording with nothing beside it",
+        description="CPU threads of the encoder; default: half of the cores, and all up to 8 for a recording with nothing beside it",
     )
     max_batch_windows: int = Field(16, ge=1, description="most 30 s windows that are encoded in one batch")
     max_batch_seconds: float = Field(
-        0, ge=0, description="most audio that is encoded in one batch; default: 480 s on a GPU, 30 s without"
+        0, ge=0, description="most audio that is encoded in one batch; default: 480 s on a GPU, 10 s without"
     )
     encoder_batches: int | None = Field(
         None, ge=1, description="most batches that are encoded at the same time; default: 1 on a GPU, 2 without"

@@ -209,7 +209,7 @@ async def test_batches_at_the_same_time() -> None:
         together.wait(20)
         return [f[:1].T * n for f, n in zip(features, n_samples, strict=True)]
 
-    b = Batcher(encode, max_windows=1, max_seconds=1, at_a_time=2)
+    b = Batcher(encode, max_windows=1, at_a_time=2)
     results = await asyncio.gather(*(b.embed(window(n, n), 10 * n) for n in (3, 1, 2, 5)))
     await b.close()
     assert [(len(rows), rows[0].item()) for rows in results] == [(3, 90.0), (1, 10.0), (2, 40.0), (5, 250.0)]
@@ -219,15 +219,15 @@ async def test_batches_at_the_same_time() -> None:
 
 async def test_a_batch_beside_another_begins_only_while_more_wait_than_are_answered() -> None:
     encoder = Encoder()
-    b = Batcher(encoder, 1, max_seconds=1, at_a_time=2, answered=lambda: 2)
+    b = Batcher(encoder, 1, at_a_time=2, answered=lambda: 2)
     embedding = [await occupy(b, encoder)]
     wait = []
     for n in (2, 3, 4):
-        embedding.append(asyncio.create_task(b.embed(window(n), SAMPLE_RATE)))
+        embedding.append(asyncio.create_task(b.embed(window(n), 30 * SAMPLE_RATE)))
         for _ in range(3):  # the window comes, and the batcher looks
             await asyncio.sleep(0)
         wait.append(b.queued_seconds)
-    assert wait == [1, 2, 2]
+    assert wait == [30, 60, 60]
     encoder.gate.set()
     await asyncio.gather(*embedding)
     await b.close()
@@ -236,7 +236,7 @@ async def test_a_batch_beside_another_begins_only_while_more_wait_than_are_answe
 
 async def test_a_batch_is_alone_without_another_that_runs_or_waits_and_without_replies() -> None:
     encoder, replies = Encoder(), 0
-    b = Batcher(encoder, 1, max_seconds=1, at_a_time=2, answered=lambda: replies)
+    b = Batcher(encoder, 1, at_a_time=2, answered=lambda: replies)
     first = await occupy(b, encoder)  # alone
     second = asyncio.create_task(b.embed(window(2), SAMPLE_RATE))  # beside it
     while len(encoder.batches) < 2:
