@@ -22,6 +22,7 @@ from benchmarks.small import BUILD, CONTEXT, OURS, PEER
 ROOT = Path(__file__).parents[1]
 BLSP = Path(sys.executable).with_name("blsp")
 START_SECONDS = 240
+GENERATION = {"cpu family": "family", "model": "model"}  # of /proc/cpuinfo
 
 
 @dataclass
@@ -150,7 +151,10 @@ def free_port() -> int:
 
 
 def machine() -> str:
-    """The processor and how many cores there are of it."""
+    """The processor and how many cores there are of it; family and model too, for some names stand for many generations."""
     with open("/proc/cpuinfo") as info:
-        names = [line.partition(":")[2].strip() for line in info if line.startswith("model name")]
-    return f"{next(iter(names), platform.machine())}, {os.cpu_count()} cores"
+        lines = (line.partition(":") for line in info)
+        facts = {name.strip(): value.strip() for name, _, value in lines}
+    name = facts.get("model name", platform.machine())
+    generation = ", ".join(f"{word} {facts[key]}" for key, word in GENERATION.items() if key in facts)
+    return f"{name}{f' ({generation})' if generation else ''}, {os.cpu_count()} cores"
