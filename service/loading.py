@@ -1,6 +1,7 @@
 """Bringing a checkpoint up: from its name to everything that answers requests."""
 
 import asyncio
+import gc
 import io
 import os
 from collections.abc import Callable
@@ -112,6 +113,9 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
     except BaseException:
         await engine.close()
         raise
+    # What was loaded stays. If the collector went through it, every request would wait for half a second.
+    gc.collect()
+    gc.freeze()
     return service
 
 

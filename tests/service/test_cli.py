@@ -1,6 +1,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,26 @@ def test_ask_answers_on_the_terminal_as_the_server_does(server: Server, tmp_path
             "/v1/speech", files={"file": wav(voice(2.0))}, data={"instruction": "Hi", "max_tokens": "8"}
         )
     assert done.stdout == reply.json()["text"] + "\n"
+
+
+def test_the_garbage_collector_leaves_out_what_was_loaded(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "speech.wav").write_bytes(wav(voice(2.0)))
+    count = "lambda: print(gc.get_freeze_count(), len(gc.get_objects()))"
+    script = f"import atexit, gc; from service.cli import main; atexit.register({count}); main()"
+    arguments = [
+        "ask",
+        tmp_path / "speech.wav",
+        "--model",
+        server.checkpoint,
+        "--cache",
+        server.cache,
+        "--max-tokens",
+        "2",
+    ]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    left_out, looked_at = map(int, done.stdout.splitlines()[-1].split())
+    assert left_out > 10 * looked_at
 
 
 @pytest.mark.parametrize("options", [["--clients", "2"], ["--api", "chat", "--rate", "50"], ["--realtime", "--repeat"]])
