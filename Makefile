@@ -34,7 +34,7 @@ serve: .venv/bin/blsp ## Serve MODEL (default: the demo model) on PORT (default:
 pico: .venv/bin/blsp ## Install the one synthesiser of the demo's speech that comes from PyPI and is compiled here.
 	$(PIP) ttspico==0.3.2
 
-demo-model: pico ## Make the demo model from nothing: synthesise speech, train, evaluate (two to two and a half hours on two cores; goes on where it was killed).
+demo-model: pico ## Make the demo model from nothing: synthesise speech, train, evaluate (one and a half to two and a half hours on two cores; goes on where it was killed).
 	.venv/bin/python -m models.demo.build
 
 check: .venv/bin/blsp ## Lint, formatting, types and the rules of which part may import which.
