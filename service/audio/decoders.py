@@ -182,7 +182,7 @@ class Decoders:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=environment | {"OPENBLAS_NUM_THREADS": "1"},
-                start_new_session=True,
+                process_group=0,  # in the same session: Linux weighs sessions against each other, and let decoders wait for seconds
             )
         ours.settimeout(PARENT_SECONDS)
         return parent, ours

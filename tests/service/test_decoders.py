@@ -329,6 +329,13 @@ def select_readable(file: int, seconds: float) -> bool:
     return bool(select.select([file], [], [], seconds)[0])
 
 
+def test_decoders_belong_to_the_services_session_but_not_to_its_process_group(own: Callable[..., Decoders]) -> None:
+    """Linux shares processors out to sessions; and what a terminal sends to the service is not for its decoders."""
+    parent = own()._parent.pid
+    assert os.getsid(parent) == os.getsid(0)
+    assert os.getpgid(parent) == parent
+
+
 def test_decoders_load_nothing_that_they_do_not_need() -> None:
     program = "import sys, service.audio.decoder_process; print(sorted({m.partition('.')[0] for m in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
