@@ -95,7 +95,7 @@ def test_a_stream(server: Server, path: str, request_: dict[str, Any], kind: Any
         response = client.post(path, **request_)
     assert response.status_code == 200, response.text
     events = data(response)
-    assert len(events) > 2
+    assert len(events) >= 2  # where the machine is quick, vLLM hands over several tokens at once
     for event in events:
         if kind is Completion:
             for choice in event["choices"]:  # null before the last chunk, from OpenAI too; the type is of the last
