@@ -21,10 +21,10 @@ def test_every_stage_of_a_request_is_measured(server: Server) -> None:
     factors = server.metric("blsp_real_time_factor_count")
     ok = server.metric("blsp_requests_total", endpoint="/v1/speech", status="200")
     with server.client() as client:
-        client.post("/v1/speech", files={"file": wav(voice(4.0))}, data={"max_tokens": "6", "min_tokens": "6"})
+        client.post("/v1/speech", files={"file": wav(voice(4.0))}, data={"max_tokens": "40", "min_tokens": "40"})
     after = counts()
     counted = {stage: after[stage] - before[stage] for stage in STAGES}
-    assert 1 <= counted.pop("inter_token") <= 5  # vLLM hands over several tokens at once where the machine is busy
+    assert 1 <= counted.pop("inter_token") <= 39  # vLLM hands over several tokens at once where the machine is busy
     assert counted == dict.fromkeys(counted, 1.0)
     assert server.metric("blsp_audio_seconds_total") == seconds + 4
     assert server.metric("blsp_speech_tokens_total") == tokens + 25
