@@ -5,6 +5,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -14,8 +15,8 @@ from benchmarks.processes import answer_lines
 from benchmarks.small import OURS
 from models.checkpoint import open_checkpoint
 from models.embedder import Embedder
-from models.encoder import encoder_length
-from models.features import SAMPLE_RATE, n_frames
+from models.encoder import product
+from models.features import SAMPLE_RATE
 
 ROUNDS = 7
 MATRIX = 2048  # rows and columns of the matrices that the rate is measured with
@@ -32,26 +33,25 @@ def median_seconds(work: Callable[[], object]) -> float:
     return statistics.median(took)
 
 
+@torch.inference_mode()
 def matrix_rate(dtype: torch.dtype) -> float:
     """Operations a second of one core's matrix product."""
     a = torch.randn(MATRIX, MATRIX).to(dtype)
-    return 2 * MATRIX**3 / median_seconds(lambda: a @ a)
+    return 2 * MATRIX**3 / median_seconds(lambda: product(a, a))
 
 
-def operations(embedder: Embedder, features: list[torch.Tensor], samples: list[int]) -> float:
-    """Of the matrix products of a batch, those of attention included; of an embedder in float32, where attention is no plain products."""
+def operations(embedder: Embedder, frames: int, n_samples: int) -> float:
+    """Of the matrix products of a window, those of attention included; of an embedder on the meta device, where all are torch's own."""
+    features = torch.empty(embedder.encoder.config.num_mel_bins, frames, device="meta")
     with FlopCounterMode(display=False) as counter:
-        embedder.embed_features(features, samples)
-    counted = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
-    config = embedder.encoder.config
-    attended = sum(encoder_length(n_frames(n)) ** 2 for n in samples)
-    return float(counted + 4 * config.encoder_layers * config.d_model * attended)
+        embedder.embed_features([features], [n_samples])
+    return float(counter.get_total_flops())
 
 
 def measure(embedder: Embedder, counted: Embedder, rate: float, seconds: int, batch: int) -> dict[str, float]:
     """Seconds for a clip in a batch of clips of `seconds`, what they would be at the matrix rate, and those for its features.
 
-    The operations are those of `counted`.
+    `counted` is the embedder on the meta device.
     """
     samples = [seconds * SAMPLE_RATE] * batch
     windows = [torch.randn(n) * 0.1 for n in samples]
@@ -62,7 +62,7 @@ def measure(embedder: Embedder, counted: Embedder, rate: float, seconds: int, ba
         "seconds": seconds,
         "batch": batch,
         "took": median_seconds(lambda: embedder.embed_features(features, samples)) / batch,
-        "limit": operations(counted, features, samples) / rate / batch,
+        "limit": operations(counted, features[0].shape[1], samples[0]) / rate,
         "features": features_took,
     }
 
@@ -72,7 +72,8 @@ def main(dtype: str) -> None:
     torch.set_num_threads(1)
     kind = getattr(torch, dtype)
     checkpoint = open_checkpoint(str(OURS), Path("build/cache"))
-    embedder, counted = (checkpoint.load_embedder(dtype, torch.device("cpu")) for dtype in (kind, torch.float32))
+    embedder = checkpoint.load_embedder(kind, torch.device("cpu"))
+    counted = deepcopy(embedder).to("meta")
     for _ in answer_lines():
         rate = matrix_rate(kind)
         rows = [measure(embedder, counted, rate, seconds, batch) for seconds in (5, 25) for batch in (1, 8)]

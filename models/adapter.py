@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import AdapterSizes
-from models.encoder import convolve
+from models.encoder import Linear, convolve
 
 
 class Subsampler(nn.Module):
@@ -43,8 +43,8 @@ class Bottleneck(nn.Module):
 
     def __init__(self, dim: int, inner_dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, inner_dim, bias=False)
-        self.fc2 = nn.Linear(inner_dim, dim, bias=False)
+        self.fc1 = Linear(dim, inner_dim, bias=False)
+        self.fc2 = Linear(inner_dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)."""

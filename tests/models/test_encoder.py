@@ -55,6 +55,18 @@ def test_attention_in_bfloat16_is_that_in_float32_but_for_rounding(lengths: list
     assert (rounded - expected).norm() < 0.02 * expected.norm()
 
 
+@pytest.mark.parametrize("lengths", [[64], [700], [1, 2, 40, 388], [200, 200, 200]])
+def test_attention_without_gradients_is_that_with_them(lengths: list[int]) -> None:
+    filler = -sum(lengths) % 64
+    torch.manual_seed(0)
+    attention = SelfAttention(96, 3)
+    x = 3 * torch.randn(sum(lengths) + filler, 96)
+    expected = attention(x, lengths, filler)
+    assert expected.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(attention(x, lengths, filler), expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 2999, 3000])
 def test_encoder_length_is_what_the_convolution_gives(encoder: WhisperEncoder, frames: int) -> None:
     convolved = encoder.conv2(torch.zeros(1, encoder.config.d_model, frames))
