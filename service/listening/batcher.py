@@ -24,6 +24,7 @@ from service.telemetry import metrics, timeline
 
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
 MAX_CLIENTS = 10_000  # whose turns are remembered
+BEHIND_SECONDS = 5  # of audio that wait for each reply that is being generated, when a batch begins beside another
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +71,8 @@ class Batcher:
     ) -> None:
         """A batch has at most `max_windows` windows and, where there is more than one, `max_seconds` of audio.
 
-        On a CPU, batches beside the first one take from those who are being answered: they begin only while more windows wait than
-        replies are being generated, as `answered` tells.
+        On a CPU, batches beside the first one take from those who are being answered: they begin only while more than
+        `BEHIND_SECONDS` of audio wait for each reply that is being generated, of which `answered` tells the number.
         """
         self._encode = encode
         self._answered = answered
@@ -130,7 +131,7 @@ class Batcher:
             await self._arrived.wait()
 
     def _is_behind(self) -> bool:
-        return len(self._waiting) > self._answered()
+        return self.queued_seconds > BEHIND_SECONDS * self._answered()
 
     def _take_batch(self) -> list[_Item]:
         """The first window of whose turn it is, and others of similar length, from each client about as many."""

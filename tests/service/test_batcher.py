@@ -11,7 +11,7 @@ from torch import Tensor
 from models.features import SAMPLE_RATE
 from service.errors import Unavailable
 from service.gate.admission import Admission, Limits, Queued
-from service.listening.batcher import Batcher, EncodingFailed
+from service.listening.batcher import BEHIND_SECONDS, Batcher, EncodingFailed
 from service.telemetry import timeline
 
 
@@ -217,16 +217,16 @@ async def test_batches_at_the_same_time() -> None:
         await b.embed(window(1), 1)
 
 
-async def test_a_batch_beside_another_begins_only_while_more_wait_than_are_answered() -> None:
+async def test_a_batch_beside_another_begins_only_while_audio_waits_for_each_reply() -> None:
     encoder = Encoder()
     b = Batcher(encoder, 1, at_a_time=2, answered=lambda: 2)
     embedding = [await occupy(b, encoder)]
     wait = []
     for n in (2, 3, 4):
-        embedding.append(asyncio.create_task(b.embed(window(n), SAMPLE_RATE)))
+        embedding.append(asyncio.create_task(b.embed(window(n), BEHIND_SECONDS * SAMPLE_RATE)))
         for _ in range(3):  # the window comes, and the batcher looks
             await asyncio.sleep(0)
-        wait.append(b.queued_seconds)
+        wait.append(b.queued_seconds / BEHIND_SECONDS)
     assert wait == [1, 2, 2]
     encoder.gate.set()
     await asyncio.gather(*embedding)
