@@ -161,17 +161,17 @@ def cached(bench: Bench) -> Iterator[tuple[str, Any]]:
     """Recordings that the service has heard before, beside the engine with their embeddings."""
     bench.hear_once(5)
     for _ in range(ROUNDS):
-        number = bench.requests(128)
+        number = bench.requests(512)
         yield "engine only", bench.engine.ask(clients=32, requests=number, seconds=5, different=REPEATED)
-        yield "ours", bench.load(bench.ours, "speech", 32, 5, 128, unique=False)
+        yield "ours", bench.load(bench.ours, "speech", 32, 5, 512, unique=False)
 
 
 def plain(bench: Bench) -> Iterator[tuple[str, Any]]:
     """The plain loop beside this service under 32 clients."""
     for _ in range(ROUNDS):
         yield "plain loop", bench.plain.ask(requests=bench.requests(8), seconds=5)
-        yield "ours", bench.load(bench.ours, "speech", 32, 5, 128)
-        yield "ours, LLM compiled", bench.load(bench.compiled, "speech", 32, 5, 128)
+        yield "ours", bench.load(bench.ours, "speech", 32, 5, 384)
+        yield "ours, LLM compiled", bench.load(bench.compiled, "speech", 32, 5, 384)
 
 
 def second_question(bench: Bench) -> Iterator[tuple[str, Any]]:
@@ -193,8 +193,8 @@ PIECES: dict[str, Callable[[Bench], Iterator[tuple[str, Any]]]] = {
     "start": one("ours", Bench.start),
     "peer-1x5": beside_peer(1, 5, 10, 0.0),
     "peer-8x5": beside_peer(8, 5, 48, 1.0),
-    "peer-32x5": beside_peer(32, 5, 128, 1.5),
-    "peer-8x25": beside_peer(8, 25, 24, 3.0),
+    "peer-32x5": beside_peer(32, 5, 256, 1.5),
+    "peer-8x25": beside_peer(8, 25, 48, 3.0),
     "in-step-32x5": beside_peer(32, 5, 128, 0.0),
     "in-step-8x25": beside_peer(8, 25, 24, 0.0),
     "cached-32x5": cached,

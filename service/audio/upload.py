@@ -6,6 +6,7 @@ whoever consumes it reads and seeks as in any binary file.
 
 import io
 import threading
+from concurrent.futures import Future
 
 from service.errors import UploadTooLarge
 
@@ -26,6 +27,7 @@ class GrowingBuffer(io.RawIOBase):
         self._finished = False
         self._error: Exception | None = None
         self._changed = threading.Condition()
+        self.ended: Future[None] = Future()  # well or not
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Append `data`.
@@ -52,6 +54,7 @@ class GrowingBuffer(io.RawIOBase):
         with self._changed:
             self._finished = True
             self._changed.notify_all()
+        self._end()
 
     def fail(self, error: Exception) -> None:
         """Abort: waiting and later readers raise `error`, even after `finish`. The first error stays."""
@@ -60,6 +63,7 @@ class GrowingBuffer(io.RawIOBase):
                 self._error = error
                 self._data.clear()
             self._changed.notify_all()
+        self._end()
 
     def close(self) -> None:
         """Forget the upload, and the error with all that its traceback holds; whoever still reads fails."""
@@ -67,7 +71,14 @@ class GrowingBuffer(io.RawIOBase):
             self._error = ConnectionAbortedError("the upload is closed")
             self._data.clear()
             self._changed.notify_all()
+        self._end()
         super().close()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the upload has ended well, so that all of it is there."""
+        with self._changed:
+            return self._finished and self._error is None
 
     @property
     def received(self) -> int:
@@ -117,6 +128,10 @@ class GrowingBuffer(io.RawIOBase):
     def tell(self) -> int:
         """The reader's position in bytes."""
         return self._position
+
+    def _end(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
 
     def _settled(self, needed: int | None) -> bool:
         """Nothing is left to wait for: `needed` bytes have arrived (None: never enough), or no more will."""

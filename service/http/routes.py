@@ -49,7 +49,7 @@ router = APIRouter()
 T = TypeVar("T")
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:  # FastAPI runs one without async in a thread, for every request
     service: Service | None = request.app.state.service
     if service is None:
         raise Unavailable("The model is still loading; GET /ready tells when it is there.")

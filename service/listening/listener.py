@@ -2,11 +2,12 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
+from io import SEEK_END
 from typing import BinaryIO
 
 import numpy as np
@@ -24,8 +25,12 @@ from service.errors import AudioTooLong, DeadlineExceeded
 from service.gate.admission import NEWCOMERS, current_client
 from service.gate.places import Places
 from service.listening.batcher import Batcher
-from service.listening.cache import EmbeddingCache, fingerprint
+from service.listening.cache import EmbeddingCache, RecordingCache, fingerprint, fingerprint_of_file
 from service.telemetry import metrics, timeline
+
+REMEMBERED_WINDOWS = 20_000  # of recordings, of 200 bytes each
+A_MOMENT = 0.02  # seconds: an upload that ends within them is looked for, before it is decoded
+AT_ONCE_BYTES = 1 << 20  # of which the event loop makes a key itself, within a millisecond
 
 # Where to end a window: given the samples (n,) that are there, all of a full window, how many of them it takes.
 Cut = Callable[[npt.NDArray[np.float32]], int]
@@ -85,8 +90,8 @@ class _Window:
 class Listener:
     """Has recordings decoded, cuts them into 30 s windows, and has each window encoded as soon as it is full.
 
-    A window that was heard before is not encoded again. `encoder_threads` are CPU threads of a batch, beside other work and where it
-    has none beside it; `answered` tells how many replies are being generated.
+    A window that was heard before is not encoded again, and a recording that was is not even decoded again. `encoder_threads` are CPU
+    threads of a batch, beside other work and where it has none beside it; `answered` tells how many replies are being generated.
     """
 
     def __init__(
@@ -108,6 +113,7 @@ class Listener:
         self._decoders = decoders
         self.fetcher = fetcher
         self._cache = EmbeddingCache(cache_bytes)
+        self._recordings = RecordingCache(REMEMBERED_WINDOWS)
         self._places = Places(max_uploads)
         self._threads = ThreadPoolExecutor(
             NEWCOMERS * max_uploads, thread_name_prefix="decode", initializer=_without_helpers
@@ -141,36 +147,62 @@ class Listener:
         the source itself raises. When it fails or is cancelled, so does a GrowingBuffer: whoever feeds it or waits for it hears of
         the error.
         """
-        windows = self._windows(source, cut, budget)
-        encoding: list[asyncio.Task[Tensor]] = []
-        lengths: list[int] = []
-        preparing: asyncio.Task[None] | None = None
         try:
-            while (window := await self._in_thread(windows)) is not None:
-                lengths.append(window.n_samples)
-                if len(encoding) >= self._max_ahead:
-                    await self._in_time([encoding[-self._max_ahead]])
-                encoding.append(asyncio.create_task(self._embed(window)))
-                if ahead and not window.is_last:
-                    preparing = asyncio.create_task(_prepare(preparing, list(encoding), ahead))
-            rows = await self._in_time(encoding)
+            with timeline.stage("decode"):
+                key = await _key(source, cut)
+            recording = self._recall(key, budget)
+            if recording is None:
+                recording, keys = await self._listen(self._windows(source, cut, budget), ahead)
+                if key:
+                    self._recordings.put(key, list(zip(keys, recording.lengths, strict=True)))
         except BaseException as error:
-            for task in encoding:
-                task.cancel()
-            encoding.clear()  # the error's traceback would hold them, and they the error and what was heard
             if isinstance(source, GrowingBuffer):
                 source.fail(
                     error if isinstance(error, Exception) else ConnectionAbortedError("nobody listens any more")
                 )
             raise
+        metrics.AUDIO_SECONDS.inc(recording.seconds)
+        timeline.get().audio_seconds += recording.seconds
+        return recording
+
+    def _recall(self, key: Hashable, budget: Budget | None) -> Recording | None:
+        """A recording that was heard before, where the rows of all its windows are still there."""
+        windows = self._recordings.get(key)
+        rows = windows and self._cache.get_all([key for key, _ in windows])
+        if not windows or not rows:
+            return None
+        recording = Recording(rows, [n_samples for _, n_samples in windows])
+        if budget:
+            budget.spend(sum(recording.lengths))
+        return recording
+
+    async def _listen(self, windows: Iterator[_Window], ahead: Ahead | None) -> tuple[Recording, list[bytes]]:
+        """Has windows encoded; also returns their keys."""
+        encoding: list[asyncio.Task[Tensor]] = []
+        lengths: list[int] = []
+        keys: list[bytes] = []
+        preparing: asyncio.Task[None] | None = None
+        try:
+            while (window := await self._in_thread(windows)) is not None:
+                lengths.append(window.n_samples)
+                keys.append(window.key)
+                if len(encoding) >= self._max_ahead:
+                    await self._in_time([encoding[-self._max_ahead]])
+                encoding.append(asyncio.create_task(self._embed(window)))
+                if window.is_last:
+                    break
+                if ahead:
+                    preparing = asyncio.create_task(_prepare(preparing, list(encoding), ahead))
+            return Recording(await self._in_time(encoding), lengths), keys
+        except BaseException:
+            for task in encoding:
+                task.cancel()
+            encoding.clear()  # the error's traceback would hold them, and they the error and what was heard
+            raise
         finally:
             if preparing:
                 preparing.cancel()
                 await asyncio.gather(preparing, return_exceptions=True)
-        recording = Recording(rows, lengths)
-        metrics.AUDIO_SECONDS.inc(recording.seconds)
-        timeline.get().audio_seconds += recording.seconds
-        return recording
 
     async def _in_time(self, encoding: Sequence[asyncio.Task[Tensor]]) -> list[Tensor]:
         try:
@@ -219,7 +251,9 @@ class Listener:
         work.add_done_callback(done)
         return work
 
-    def _windows(self, source: BinaryIO | GrowingBuffer, cut: Cut, budget: Budget | None) -> Iterator[_Window]:
+    def _windows(
+        self, source: BinaryIO | GrowingBuffer, cut: Cut, budget: Budget | None
+    ) -> Generator[_Window, None, None]:
         """Yields one window after the other; runs in a thread."""
         pending: list[np.ndarray] = []
         with closing(self._decoders.decode(source)) as chunks:
@@ -230,19 +264,36 @@ class Listener:
                     return
                 if budget:
                     budget.spend(len(samples))
-                key = fingerprint(samples)
-                if (rows := self._cache.get(key)) is not None:
-                    yield _Window(len(samples), not pending, key, rows, None)
-                    continue
-                with timeline.stage("features"):
-                    features = self._embedder.features(torch.from_numpy(samples))
-                yield _Window(len(samples), not pending, key, None, features)
+                window = self._window(samples, is_last=not pending)
+                if window.is_last:
+                    break
+                yield window
+        yield window
+
+    def _window(self, samples: np.ndarray, *, is_last: bool) -> _Window:
+        key = fingerprint(samples)
+        if (rows := self._cache.get(key)) is not None:
+            return _Window(len(samples), is_last, key, rows, None)
+        with timeline.stage("features"):
+            features = self._embedder.features(torch.from_numpy(samples))
+        return _Window(len(samples), is_last, key, None, features)
 
     async def close(self) -> None:
         """Stops the batcher, the decoders and the threads."""
         await self._batcher.close()
         await asyncio.to_thread(self._decoders.close)
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+async def _key(source: BinaryIO | GrowingBuffer, cut: Cut) -> Hashable:
+    """What a recording is remembered by: its bytes and how it is cut; None of an upload that does not end in a moment."""
+    if isinstance(source, GrowingBuffer):
+        await asyncio.wait([asyncio.wrap_future(source.ended)], timeout=A_MOMENT)
+        if not source.is_complete:
+            return None
+    if source.seek(0, SEEK_END) > AT_ONCE_BYTES:
+        return await asyncio.to_thread(fingerprint_of_file, source), cut
+    return fingerprint_of_file(source), cut
 
 
 def _without_helpers() -> None:

@@ -1,8 +1,12 @@
+from io import SEEK_END, BytesIO
+
 import numpy as np
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from service.listening.cache import EmbeddingCache, fingerprint
+from service.listening.cache import EmbeddingCache, RecordingCache, fingerprint, fingerprint_of_file
 
 
 def rows(n: int, value: float = 0.0) -> Tensor:
@@ -46,3 +50,29 @@ def test_every_sample_counts_in_the_fingerprint() -> None:
     assert fingerprint(samples) == fingerprint(samples.copy()) != fingerprint(other)
     assert fingerprint(samples) != fingerprint(samples[:-1])
     assert fingerprint(samples[::2]) == fingerprint(samples[::2].copy())
+
+
+def test_rows_of_several_windows_are_all_there_or_none() -> None:
+    cache = EmbeddingCache(16 * 10)
+    for key in (b"a", b"b", b"c"):
+        cache.put(key, rows(3))
+    assert [len(r) for r in cache.get_all([b"a", b"b"]) or []] == [3, 3]
+    cache.put(b"d", rows(3))  # for which the one goes that was not asked for
+    assert cache.get_all([b"a", b"c"]) is None
+    assert cache.get_all([b"a", b"b", b"d"]) is not None
+
+
+def test_recordings_make_room_by_their_windows() -> None:
+    cache = RecordingCache(5)
+    for key, n in (("a", 1), ("a", 2), ("b", 2)):
+        cache.put(key, [(b"", 0)] * n)
+    assert len(cache.get("a") or []) == 2
+    cache.put("c", [(b"", 0)] * 2)
+    assert [cache.get(key) is not None for key in "abc"] == [True, False, True]
+
+
+@given(st.binary(), st.binary())
+def test_files_have_the_same_key_only_with_the_same_bytes(one: bytes, other: bytes) -> None:
+    file = BytesIO(one)
+    file.seek(0, SEEK_END)
+    assert (fingerprint_of_file(file) == fingerprint_of_file(BytesIO(other))) == (one == other)

@@ -15,7 +15,7 @@ from models.features import N_SAMPLES, SAMPLE_RATE
 from service.audio.decoders import Decoders
 from service.audio.fetch import Fetcher
 from service.audio.upload import GrowingBuffer
-from service.errors import ApiError, AudioTooLong, DeadlineExceeded
+from service.errors import ApiError, AudioTooLong, DeadlineExceeded, NotAudio
 from service.gate.admission import Admission, Limits, Queued
 from service.listening.batcher import EncodingFailed
 from service.listening.listener import Ahead, Listener, Recording
@@ -42,8 +42,24 @@ class Ears:
         return [torch.tensor([[float(n)]]) for n in n_samples]
 
 
+class SilentUpload(GrowingBuffer):
+    """An upload that has begun, without a byte so far."""
+
+    def __init__(self) -> None:
+        super().__init__(1000)
+        self._read = threading.Event()
+
+    def readinto(self, target: "bytearray | memoryview") -> int:  # type: ignore[override]
+        self._read.set()
+        return super().readinto(target)
+
+    async def is_read(self) -> None:
+        """Waits until a decoder waits for the first byte."""
+        assert await asyncio.to_thread(self._read.wait, 20)
+
+
 @asynccontextmanager
-async def listener(ears: Ears, encode_seconds: float = 60) -> AsyncIterator[Listener]:
+async def listener(ears: Ears, encode_seconds: float = 60, cache_bytes: int = 1 << 20) -> AsyncIterator[Listener]:
     listener = Listener(
         cast(Embedder, cast(Any, ears)),
         Decoders(max_seconds=600, seconds=30, memory_bytes=256 << 20),
@@ -55,7 +71,7 @@ async def listener(ears: Ears, encode_seconds: float = 60) -> AsyncIterator[List
         answered=lambda: 0,
         max_uploads=2,
         encode_seconds=encode_seconds,
-        cache_bytes=1 << 20,
+        cache_bytes=cache_bytes,
     )
     try:
         yield listener
@@ -138,19 +154,83 @@ async def test_work_ahead_that_is_not_done_when_all_is_heard_is_cancelled() -> N
         assert ended
 
 
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The recordings that are decoded."""
+    sources: list[object] = []
+    decode = Decoders.decode
+
+    def counted(self: Decoders, source: Any) -> Any:
+        sources.append(source)
+        return decode(self, source)
+
+    monkeypatch.setattr(Decoders, "decode", counted)
+    return sources
+
+
+def upload(data: bytes) -> GrowingBuffer:
+    """One that has come whole."""
+    source = GrowingBuffer(len(data))
+    source.feed(data)
+    source.finish()
+    return source
+
+
+async def test_a_recording_that_was_heard_before_is_not_decoded_again(decoded: list[object]) -> None:
+    said = wav(voice(31))
+    async with listener(Ears()) as ear:
+        first = await ear.hear(io.BytesIO(said))
+        again = [await ear.hear(source) for source in (io.BytesIO(said), upload(said))]
+        assert len(decoded) == 1
+        for recording in again:
+            assert recording.lengths == first.lengths == [N_SAMPLES, SAMPLE_RATE]
+            assert [id(rows) for rows in recording.windows] == [id(rows) for rows in first.windows]
+        await ear.hear(io.BytesIO(said + b"more"))
+        assert len(decoded) == 2
+
+
+async def test_a_recording_that_is_cut_elsewhere_is_another_one(decoded: list[object]) -> None:
+    said = wav(voice(31))
+    async with listener(Ears()) as ear:
+        for cut, lengths in (
+            (len, [N_SAMPLES, SAMPLE_RATE]),
+            (lambda _: N_SAMPLES // 2, [N_SAMPLES // 2, 16 * SAMPLE_RATE]),
+        ):
+            assert (await ear.hear(io.BytesIO(said), cut)).lengths == lengths
+        assert len(decoded) == 2
+
+
+async def test_a_recording_whose_embeddings_had_to_make_room_is_decoded_again(decoded: list[object]) -> None:
+    said, other = wav(voice(31)), wav(voice(32))
+    async with listener(Ears(), cache_bytes=2 * 4) as ear:
+        for data in (said, other, said):
+            assert len((await ear.hear(io.BytesIO(data))).windows) == 2
+        assert len(decoded) == 3
+
+
+async def test_a_recording_that_can_not_be_decoded_is_not_remembered(decoded: list[object]) -> None:
+    async with listener(Ears()) as ear:
+        for _ in range(2):
+            with pytest.raises(NotAudio):
+                await ear.hear(upload(b"no audio at all"))
+        assert len(decoded) == 2
+
+
 async def test_recordings_of_one_budget() -> None:
     async with listener(Ears()) as ear:
         budget = ear.budget(spent_seconds=500)
         await ear.hear(io.BytesIO(wav(voice(65))), budget=budget)
-        with pytest.raises(AudioTooLong, match="limit of 600 s"):
-            await ear.hear(io.BytesIO(wav(voice(65))), budget=budget)
+        for seconds in (65, 64):  # heard before, and not
+            with pytest.raises(AudioTooLong, match="limit of 600 s"):
+                await ear.hear(io.BytesIO(wav(voice(seconds))), budget=budget)
 
 
 async def test_a_recording_that_no_decoder_is_free_for_is_late() -> None:
     async with listener(Ears(), encode_seconds=0.5) as ear:
-        silent = [GrowingBuffer(1000) for _ in range(2)]  # as many as there are places
+        silent = [SilentUpload() for _ in range(2)]  # as many as there are places
         held = [asyncio.create_task(ear.hear(source)) for source in silent]
-        await asyncio.sleep(0)  # they come first
+        for source in silent:
+            await source.is_read()
         with pytest.raises(DeadlineExceeded, match="for a decoder"):
             await ear.hear(io.BytesIO(wav(voice(1))))
         assert not any(task.done() for task in held)  # whoever uploads has the time that uploads have
@@ -163,9 +243,10 @@ async def test_a_recording_that_no_decoder_is_free_for_is_late() -> None:
 
 async def test_slow_uploads_of_one_client_do_not_keep_anothers_recording_waiting() -> None:
     async with listener(Ears()) as ear:
-        silent = [GrowingBuffer(1000) for _ in range(3)]
+        silent = [SilentUpload() for _ in range(3)]
         held = [asyncio.create_task(ear.hear(source)) for source in silent]
-        await asyncio.sleep(0)
+        for source in silent[:2]:
+            await source.is_read()
         with Admission(Limits(0, 0, 0, 0, 0, 0), lambda: Queued(0, 0)).admit("another"):
             async with asyncio.timeout(20):
                 assert len((await ear.hear(io.BytesIO(wav(voice(65))))).windows) == 3

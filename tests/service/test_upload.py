@@ -154,3 +154,24 @@ def test_feed_after_finish_is_an_error() -> None:
 def test_unknown_whence() -> None:
     with pytest.raises(ValueError, match="whence"):
         GrowingBuffer(4).seek(0, 7)
+
+
+@pytest.mark.parametrize(
+    ("end", "complete"),
+    [
+        (lambda upload: upload.finish(), True),
+        (lambda upload: upload.fail(OSError()), False),
+        (lambda upload: (upload.finish(), upload.fail(OSError())), False),
+        (lambda upload: upload.close(), False),
+    ],
+)
+def test_it_tells_when_it_has_ended_and_whether_all_is_there(
+    end: Callable[[GrowingBuffer], object], complete: bool
+) -> None:
+    upload = GrowingBuffer(10)
+    upload.feed(b"abc")
+    assert not upload.ended.done()
+    assert not upload.is_complete
+    end(upload)
+    assert upload.ended.done()
+    assert upload.is_complete == complete
