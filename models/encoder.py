@@ -14,6 +14,7 @@ from transformers import WhisperConfig
 
 ROWS = 64  # what numbers of packed rows are multiples of
 QUERIES = 320  # whose scores fit in the cache together
+ONEDNN_DTYPES = {torch.float32} | ({torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set())
 
 
 def encoder_length(frames: int) -> int:
@@ -21,24 +22,24 @@ def encoder_length(frames: int) -> int:
     return (frames - 1) // 2 + 1
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A linear layer: x (..., in), dense weight (out, in) and bias (out,) -> (..., out).
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+    """A linear layer: x (..., in), dense weight (out, in) and bias (out,) -> (..., out), through a GELU if wanted.
 
-    Without gradients it is oneDNN's on CPUs, as it always is in bfloat16: for float32 torch itself takes MKL, which uses only half the
-    width of AMD's vector units.
+    Without gradients it is oneDNN's on CPUs. torch itself takes MKL for float32, which uses only half the width of AMD's vector units.
     """
-    if x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled():
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    if x.device.type == "cpu" and x.dtype in ONEDNN_DTYPES and not torch.is_grad_enabled():
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
         return y
-    return F.linear(x, weight, bias)
+    y = F.linear(x, weight, bias)
+    return F.gelu(y) if gelu else y
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
     """A linear layer over packed rows (total, in) -> (total, out), filled up to a multiple of `ROWS` rows.
 
     Kernels are compiled, or chosen, for each number of rows: so there are few of them however long the windows are.
     """
-    return product(F.pad(x, (0, 0, 0, -len(x) % ROWS)), weight, bias)[: len(x)]
+    return product(F.pad(x, (0, 0, 0, -len(x) % ROWS)), weight, bias, gelu=gelu)[: len(x)]
 
 
 class Linear(nn.Linear):
@@ -117,7 +118,7 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, lengths: list[int], filler: int) -> Tensor:
         """x (total, dim) -> the same shape."""
         x = x + self.self_attn(self.self_attn_layer_norm(x), lengths, filler)
-        return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
+        return x + self.fc2(product(self.final_layer_norm(x), self.fc1.weight, self.fc1.bias, gelu=True))
 
 
 class WhisperEncoder(nn.Module):
