@@ -134,14 +134,20 @@ TARGETS = [
 ]
 # Medians of the same side: what, piece, side, the two figures, and the bound of the first / the second.
 WITHIN = [
-    ("TTFT of a second question on 25 s, of the first's", "second-question", "ours", ("second", "first"), "ttft", 0.25),
-    (
-        "the same, the recording before the instruction",
-        "second-question",
-        "ours, recording first",
-        ("second", "first"),
-        "ttft",
-        0.25,
+    *(
+        (
+            f"TTFT of a second question on 25 s, of the first's; {how}",
+            "second-question",
+            side,
+            ("second", "first"),
+            "ttft",
+            0.25,
+        )
+        for how, side in (
+            ("the next turn in chat", "ours, next turn"),
+            ("asked anew in chat, the recording first", "ours, recording first"),
+            ("asked anew at `/v1/speech`", "ours"),
+        )
     ),
     (
         "last byte to first token, 5 minutes at speaking pace, of 30 s",

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from datetime import date
 from functools import cached_property
 from itertools import count
@@ -108,18 +107,18 @@ class Bench:
         """Brings the recordings that repeat into the service's cache."""
         asyncio.run(Load(self.ours.url, Question()).closed(clips(REPEATED, seconds, unique=False, seed=0), 1))
 
-    def two_questions(self, question: Question, number: int) -> dict[str, Any]:
-        """`question` and then another one about each recording of 25 s, one client."""
-        first, second = asyncio.run(self._ask_twice(self.ours.url, question, number))
+    def two_questions(self, question: Question, another: Question) -> dict[str, Any]:
+        """`question` and then `another` about each of ten recordings of 25 s, one client."""
+        first, second = asyncio.run(self._ask_twice(self.ours.url, question, another))
         return {"first": summarize(first), "second": summarize(second)}
 
-    async def _ask_twice(self, url: str, question: Question, number: int) -> tuple[list[Sample], list[Sample]]:
+    async def _ask_twice(self, url: str, question: Question, another: Question) -> tuple[list[Sample], list[Sample]]:
         load = Load(url, question)
         first, second = [], []
         async with load.session() as session:
-            for clip in clips(self.requests(number), 25, seed=next(self._seeds)):
+            for clip in clips(self.requests(10), 25, seed=next(self._seeds)):
                 first.append(await load.ask(session, clip))
-                second.append(await load.ask(session, clip, replace(question, instruction="Go on")))
+                second.append(await load.ask(session, clip, another))
         return first, second
 
     def uploads(self) -> dict[str, Any]:
@@ -175,9 +174,17 @@ def plain(bench: Bench) -> Iterator[tuple[str, Any]]:
 
 
 def second_question(bench: Bench) -> Iterator[tuple[str, Any]]:
-    """Two questions about one recording: with the instruction before it, and after it, where the LLM has read the recording already."""
-    yield "ours", bench.two_questions(Question(), 10)
-    yield "ours, recording first", bench.two_questions(Question("chat", recording_first=True), 10)
+    """Two questions about one recording: in two turns of a conversation, and asked anew, with the recording after and before them."""
+    questions = {
+        "ours, next turn": (Question("chat"), Question("chat", next_turn="Go on")),
+        "ours": (Question(), Question(instruction="Go on")),
+        "ours, recording first": (
+            Question("chat", recording_first=True),
+            Question("chat", recording_first=True, instruction="Go on"),
+        ),
+    }
+    for side, (question, another) in questions.items():
+        yield side, bench.two_questions(question, another)
 
 
 def one(side: str, measure: Callable[[Bench], Any]) -> Callable[[Bench], Iterator[tuple[str, Any]]]:

@@ -41,6 +41,8 @@ class Question:
     """How long sending the recording takes, as if it were being spoken; 0: as fast as the network takes it."""
     recording_first: bool = False
     """In a chat message: the recording before the instruction, so that the next question can reuse what the LLM has read."""
+    next_turn: str = ""
+    """In chat: what is asked in the turn after the recording's, which has been answered."""
     patience: float | None = None
     """Seconds after which the client goes away."""
 
@@ -189,7 +191,10 @@ def _request(question: Question, clip: bytes) -> tuple[str, dict[str, str], dict
     audio = {"data": base64.b64encode(clip).decode(), "format": "wav"}
     content = [{"type": "text", "text": question.instruction}, {"type": "input_audio", "input_audio": audio}]
     content = content[::-1] if question.recording_first else content
-    body = json.dumps(options | {"stream": True, "messages": [{"role": "user", "content": content}]}).encode()
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    if question.next_turn:
+        messages += [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": question.next_turn}]
+    body = json.dumps(options | {"stream": True, "messages": messages}).encode()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
     return "/v1/chat/completions", {}, headers, body
 

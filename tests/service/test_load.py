@@ -135,6 +135,15 @@ async def test_the_recording_of_a_chat_message_may_come_first() -> None:
     assert [part["type"] for part in message["content"]] == ["input_audio", "text"]
 
 
+async def test_a_question_may_be_asked_in_the_turn_after_the_recording() -> None:
+    sayer = Sayer(CHAT)
+    async with running(sayer) as url:
+        await Load(url, Question("chat", next_turn="And then?")).closed([b"RIFF"], 1)
+    first, reply, second = json.loads(sayer.asked[0][3])["messages"]
+    assert [part["type"] for part in first["content"]] == ["text", "input_audio"]
+    assert (reply["role"], second) == ("assistant", {"role": "user", "content": "And then?"})
+
+
 async def test_a_client_goes_away_when_its_patience_ends() -> None:
     never = Sayer(SPEECH, together=2)  # no reply before a second request is there
     async with running(never) as url:
