@@ -14,7 +14,8 @@ from transformers import WhisperConfig
 
 ROWS = 64  # what numbers of packed rows are multiples of
 QUERIES = 320  # whose scores fit in the cache together
-ONEDNN_DTYPES = {torch.float32} | ({torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set())
+ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+ONEDNN_BFLOAT16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def encoder_length(frames: int) -> int:
@@ -27,7 +28,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool
 
     Without gradients it is oneDNN's on CPUs. torch itself takes MKL for float32, which uses only half the width of AMD's vector units.
     """
-    if x.device.type == "cpu" and x.dtype in ONEDNN_DTYPES and not torch.is_grad_enabled():
+    multiplies = (x.dtype == torch.float32 and ONEDNN) or (x.dtype == torch.bfloat16 and ONEDNN_BFLOAT16)
+    if multiplies and x.device.type == "cpu" and not torch.is_grad_enabled():
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
         return y
     y = F.linear(x, weight, bias)
