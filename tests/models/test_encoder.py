@@ -43,13 +43,17 @@ def test_a_window_in_a_batch_is_as_alone(encoder: WhisperEncoder) -> None:
         assert not states[len(alone) :].any()
 
 
+def attention_and_input(lengths: list[int]) -> tuple[SelfAttention, Tensor, int]:
+    """Random weights, packed windows of these lengths with filler behind them (total, 96), and how much of it."""
+    filler = -sum(lengths) % 64
+    torch.manual_seed(0)
+    return SelfAttention(96, 3), 3 * torch.randn(sum(lengths) + filler, 96), filler
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("lengths", [[1, 2, 40, 388], [200, 200, 200]])
 def test_attention_in_bfloat16_is_that_in_float32_but_for_rounding(lengths: list[int]) -> None:
-    filler = -sum(lengths) % 64
-    torch.manual_seed(0)
-    attention = SelfAttention(96, 3)
-    x = 3 * torch.randn(sum(lengths) + filler, 96)
+    attention, x, filler = attention_and_input(lengths)
     expected = attention(x, lengths, filler)
     rounded = attention.bfloat16()(x.bfloat16(), lengths, filler)
     assert (rounded - expected).norm() < 0.02 * expected.norm()
@@ -57,10 +61,7 @@ def test_attention_in_bfloat16_is_that_in_float32_but_for_rounding(lengths: list
 
 @pytest.mark.parametrize("lengths", [[64], [700], [1, 2, 40, 388], [200, 200, 200]])
 def test_attention_without_gradients_is_that_with_them(lengths: list[int]) -> None:
-    filler = -sum(lengths) % 64
-    torch.manual_seed(0)
-    attention = SelfAttention(96, 3)
-    x = 3 * torch.randn(sum(lengths) + filler, 96)
+    attention, x, filler = attention_and_input(lengths)
     expected = attention(x, lengths, filler)
     assert expected.requires_grad
     with torch.no_grad():
