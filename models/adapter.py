@@ -48,7 +48,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)."""
-        return x + self.fc2(F.gelu(self.fc1(x)))
+        return x + self.fc2(self.fc1(x, gelu=True))
 
 
 class ModalityAdapter(nn.Module):

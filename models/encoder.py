@@ -27,6 +27,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool
     """A linear layer: x (..., in), dense weight (out, in) and bias (out,) -> (..., out), through a GELU if wanted.
 
     Without gradients it is oneDNN's on CPUs. torch itself takes MKL for float32, which uses only half the width of AMD's vector units.
+    Weights with gaps between their rows would take oneDNN's reference code, which is hundreds of times as slow.
     """
     multiplies = (x.dtype == torch.float32 and ONEDNN) or (x.dtype == torch.bfloat16 and ONEDNN_BFLOAT16)
     if multiplies and x.device.type == "cpu" and not torch.is_grad_enabled():
@@ -36,20 +37,20 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool
     return F.gelu(y) if gelu else y
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A linear layer over packed rows (total, in) -> (total, out), filled up to a multiple of `ROWS` rows.
 
     Kernels are compiled, or chosen, for each number of rows: so there are few of them however long the windows are.
     """
-    return product(F.pad(x, (0, 0, 0, -len(x) % ROWS)), weight, bias, gelu=gelu)[: len(x)]
+    return product(F.pad(x, (0, 0, 0, -len(x) % ROWS)), weight, bias)[: len(x)]
 
 
 class Linear(nn.Linear):
     """nn.Linear by way of `product`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
-        return product(x, self.weight, self.bias)
+    def forward(self, x: Tensor, *, gelu: bool = False) -> Tensor:
+        """(..., in) -> (..., out), through a GELU if wanted."""
+        return product(x, self.weight, self.bias, gelu=gelu)
 
 
 def convolve(conv: nn.Conv1d, items: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -120,7 +121,7 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, lengths: list[int], filler: int) -> Tensor:
         """x (total, dim) -> the same shape."""
         x = x + self.self_attn(self.self_attn_layer_norm(x), lengths, filler)
-        return x + self.fc2(product(self.final_layer_norm(x), self.fc1.weight, self.fc1.bias, gelu=True))
+        return x + self.fc2(self.fc1(self.final_layer_norm(x), gelu=True))
 
 
 class WhisperEncoder(nn.Module):
