@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import AdapterSizes
-from models.encoder import Linear, convolve
+from models.encoder import ROWS, EncoderLayer, Linear, convolve
+
+HEAD_DIM = 64  # of the context layers' attention, as Whisper's
 
 
 class Subsampler(nn.Module):
@@ -37,6 +39,19 @@ class Subsampler(nn.Module):
             items = [F.glu(x, dim=-1) for x in convolve(conv, items)]
         return list(items)
 
+    def padded(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of a padded batch (batch, length, in_dim) with `lengths` (batch,) real positions each, for training: what is padding stays zero."""
+        for conv in self.conv_layers:
+            y = F.glu(conv(x.transpose(1, 2)), dim=1).transpose(1, 2)
+            lengths = (lengths - 1) // 2 + 1
+            x = y * real_positions(y, lengths)[..., None]
+        return x, lengths
+
+
+def real_positions(x: Tensor, lengths: Tensor) -> Tensor:
+    """Which positions of a padded batch x (batch, length, ...) are real: bool (batch, length)."""
+    return torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+
 
 class Bottleneck(nn.Module):
     """A residual bottleneck without biases: x + fc2(gelu(fc1(x)))."""
@@ -52,16 +67,38 @@ class Bottleneck(nn.Module):
 
 
 class ModalityAdapter(nn.Module):
-    """Subsampler, bottleneck and layer norm: encoder states to speech embeddings."""
+    """Subsampler, context layers where the sizes ask for them (the paper has none), bottleneck and layer norm: encoder states to speech embeddings."""
 
     def __init__(self, encoder_dim: int, llm_dim: int, sizes: AdapterSizes) -> None:
         super().__init__()
         self.subsampler = Subsampler(encoder_dim, llm_dim, sizes.conv_kernel_sizes)
+        heads = max(1, llm_dim // HEAD_DIM)
+        self.context = nn.ModuleList(EncoderLayer(llm_dim, heads, 2 * llm_dim) for _ in range(sizes.context_layers))
         self.adapter = Bottleneck(llm_dim, sizes.inner_dim)
         self.speech_ln = nn.LayerNorm(llm_dim, eps=1e-5)
 
     def forward(self, states: Tensor, lengths: Tensor) -> list[Tensor]:
         """Encoder states (batch, length, encoder_dim) with `lengths` (batch,) real positions each -> a list of (n_i, llm_dim)."""
         items = self.subsampler([item[:n] for item, n in zip(states, lengths.tolist(), strict=True)])  # (n_i, llm_dim)
-        x = self.speech_ln(self.adapter(torch.cat(items)))  # (total, llm_dim)
-        return list(x.split([len(item) for item in items]))
+        counts = [len(item) for item in items]
+        x = self._in_context(torch.cat(items), counts)
+        return list(self.speech_ln(self.adapter(x)).split(counts))  # (n_i, llm_dim)
+
+    def _in_context(self, x: Tensor, counts: list[int]) -> Tensor:
+        """Packed rows (total, llm_dim) of items of so many rows, each of which sees those of its own item."""
+        if not self.context:
+            return x
+        filler = -len(x) % ROWS
+        x = F.pad(x, (0, 0, 0, filler))
+        for layer in self.context:
+            x = layer(x, counts, filler)
+        return x[: len(x) - filler]
+
+    def padded(self, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """As forward, in a padded batch, which is quicker in training: rows (batch, n, llm_dim) and how many of each are real (batch,)."""
+        x, lengths = self.subsampler.padded(states * real_positions(states, lengths)[..., None], lengths)
+        mask = real_positions(x, lengths)[:, None, None]  # (batch, 1, 1, n)
+        for layer in self.context:
+            assert isinstance(layer, EncoderLayer)
+            x = layer.padded(x, mask)
+        return self.speech_ln(self.adapter(x)), lengths

@@ -66,7 +66,7 @@ class Checkpoint:
     def _check_norms(self, embedder: Embedder) -> None:
         noise = torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0)) * 0.1
         speech = embedder.embed([noise])[0].norm(dim=1).mean().item()
-        text = _embedding_table(self.llm).float().norm(dim=1).mean().item()
+        text = embedding_table(self.llm).float().norm(dim=1).mean().item()
         if not text / MAX_NORM_RATIO <= speech <= text * MAX_NORM_RATIO:
             raise CheckpointError(
                 f"{self.folder}: speech embeddings have norm {speech:.3g}, the LLM's token embeddings {text:.3g}; "
@@ -125,7 +125,7 @@ def _adapter_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     return read_tensors(folder)
 
 
-def _embedding_table(llm: Path) -> Tensor:
+def embedding_table(llm: Path) -> Tensor:
     """The LLM's token embeddings (vocabulary, llm_dim)."""
     for name, tensor in read_tensors(llm):
         if name.endswith(("embed_tokens.weight", "wte.weight", "tok_embeddings.weight")):

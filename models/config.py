@@ -21,6 +21,8 @@ class AdapterSizes(BaseModel):
 
     conv_kernel_sizes: tuple[int, ...] = Field((5, 5, 5), min_length=1)
     """Width of each convolution of the subsampler; each one halves the number of frames."""
+    context_layers: int = Field(0, ge=0)
+    """Transformer layers between the subsampler and the bottleneck; the paper has none."""
     inner_dim: int = Field(512, gt=0)
     """Width of the adapter's bottleneck."""
 

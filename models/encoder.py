@@ -87,6 +87,11 @@ class SelfAttention(nn.Module):
             y = torch.cat([_attend(*(t[None] for t in window))[0] for window in windows])
         return self.out_proj(F.pad(y, (0, 0, 0, filler)))
 
+    def padded(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The same of a padded batch x (batch, length, dim) with `mask` (batch, 1, 1, length), True at real positions."""
+        heads = (proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return self.out_proj(F.scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2).flatten(2))
+
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Three of (windows, length, heads, dim / heads) -> (windows, length, dim)."""
@@ -121,6 +126,11 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, lengths: list[int], filler: int) -> Tensor:
         """x (total, dim) -> the same shape."""
         x = x + self.self_attn(self.self_attn_layer_norm(x), lengths, filler)
+        return x + self.fc2(self.fc1(self.final_layer_norm(x), gelu=True))
+
+    def padded(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The same of a padded batch x (batch, length, dim), for training; `mask` (batch, 1, 1, length) is True at real positions."""
+        x = x + self.self_attn.padded(self.self_attn_layer_norm(x), mask)
         return x + self.fc2(self.fc1(self.final_layer_norm(x), gelu=True))
 
 

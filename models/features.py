@@ -4,10 +4,11 @@ Equal to Whisper's features (openai/whisper audio.py, transformers' WhisperFeatu
 only: what Whisper sees of the padding is a constant, added where a checkpoint asks for it.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.audio_utils import mel_filter_bank
 
@@ -31,6 +32,19 @@ def n_frames(n_samples: int) -> int:
     return -(-n_samples // HOP_LENGTH)
 
 
+def log_mels(windows: Sequence[Tensor], n_mels: int = 80) -> list[Tensor]:
+    """`log_mel` of several windows at once: one framed Fourier transform and one mel product, whatever their lengths.
+
+    Takes and returns a list of what `log_mel` takes and returns, without padding.
+    """
+    real = [n_frames(len(samples)) for samples in windows]
+    signals = [_framed(samples, min(n + TAIL_FRAMES, N_FRAMES)) for samples, n in zip(windows, real, strict=True)]
+    power = _power(nn.utils.rnn.pad_sequence(signals, batch_first=True))  # (windows, 201, frames)
+    mel = (_mel_filters(n_mels, power.device) @ power).clamp(min=1e-10).log10()  # silence after a window is its minimum
+    mel = (torch.maximum(mel, mel.amax((1, 2), keepdim=True) - 8.0) + 4.0) / 4.0
+    return [item[:, :n] for item, n in zip(mel, real, strict=True)]
+
+
 def log_mel(samples: Tensor, n_mels: int = 80, *, pad_to_window: bool = False) -> Tensor:
     """Whisper's log-mel features of one window.
 
@@ -42,7 +56,7 @@ def log_mel(samples: Tensor, n_mels: int = 80, *, pad_to_window: bool = False) -
         raise ValueError(f"a window has 1 to {N_SAMPLES} samples, not {len(samples)}")
     real = n_frames(len(samples))
     frames = min(real + TAIL_FRAMES, N_FRAMES)
-    power = _power_spectrum(samples, frames)  # (201, frames)
+    power = _power(_framed(samples, frames))  # (201, frames)
     mel = (_mel_filters(n_mels, samples.device) @ power).clamp(min=1e-10).log10()  # (n_mels, frames)
     floor = mel.max() - 8.0
     mel = (torch.maximum(mel, floor) + 4.0) / 4.0
@@ -52,16 +66,20 @@ def log_mel(samples: Tensor, n_mels: int = 80, *, pad_to_window: bool = False) -
     return F.pad(mel, (0, N_FRAMES - frames), value=silence)
 
 
-def _power_spectrum(samples: Tensor, frames: int) -> Tensor:
-    """(n,) -> (201, frames): frames centred on multiples of the hop, mirrored at the window's start and, where it is full, at its end."""
+def _framed(samples: Tensor, frames: int) -> Tensor:
+    """(n,) -> what `frames` frames are cut from: they are centred on multiples of the hop, mirrored at the start and, in full windows, at the end."""
     length = frames * HOP_LENGTH
     signal = F.pad(samples, (0, length - len(samples)))
     right = signal[-N_FFT // 2 - 1 : -1].flip(0) if length == N_SAMPLES else signal.new_zeros(N_FFT // 2)
-    signal = torch.cat([signal[1 : N_FFT // 2 + 1].flip(0), signal, right])
+    return torch.cat([signal[1 : N_FFT // 2 + 1].flip(0), signal, right])
+
+
+def _power(signal: Tensor) -> Tensor:
+    """(..., frames * 160 + 400) -> (..., 201, frames)."""
     spectrum = torch.stft(
-        signal, N_FFT, HOP_LENGTH, window=_hann(samples.device), center=False, return_complex=True
-    )  # (201, frames + 1)
-    return spectrum[:, :frames].abs().square()
+        signal, N_FFT, HOP_LENGTH, window=_hann(signal.device), center=False, return_complex=True
+    )  # (..., 201, frames + 1)
+    return spectrum[..., :-1].abs().square()
 
 
 @lru_cache

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments, WhisperConfig
+from transformers import AutoModelForCausalLM, TrainingArguments, WhisperConfig
 
 from models.adapter import ModalityAdapter
 from models.checkpoint import Checkpoint
 from models.config import BlspConfig
 from models.training import CONTINUE
 from models.training.batches import Collator
-from models.training.manifest import Example, ReadAudio
-from models.training.model import TRAINED, AdapterModel, Objective
+from models.training.manifest import Example, Objective, ReadAudio
+from models.training.model import TRAINED, AdapterModel
+from models.training.states import Heard, keep_states
 from models.training.trainer import LengthTrainer, run
 from models.weights import load_strict, read_tensors
 
@@ -65,12 +66,13 @@ def align(
     *,
     objective: Objective = "ce",
     instruction: str = CONTINUE,
+    states: Path | None = None,
 ) -> AlignmentTrainer:
     """Trains the adapter of `checkpoint`, or a new one where it has none, into `args.output_dir`; goes on from the last checkpoint there.
 
     The result is a checkpoint in our layout that shares encoder and LLM with `checkpoint`, with TensorBoard logs and `loss.png` beside it.
     """
-    trainer = prepare(checkpoint, examples, read, args, objective=objective, instruction=instruction)
+    trainer = prepare(checkpoint, examples, read, args, objective=objective, instruction=instruction, states=states)
     run(trainer)
     return trainer
 
@@ -83,30 +85,40 @@ def prepare(
     *,
     objective: Objective = "ce",
     instruction: str = CONTINUE,
+    states: Path | None = None,
 ) -> AlignmentTrainer:
-    """Everything but the training: the frozen parts in bfloat16 with `args.bf16`, else in float32, and the adapter in float32."""
+    """Everything but the training: the frozen parts in bfloat16 with `args.bf16`, else in float32, and the adapter in float32.
+
+    With a folder `states` the encoder's states of all recordings are made and kept there first, and no step runs the encoder.
+    """
     dtype = torch.bfloat16 if args.bf16 else torch.float32
     llm = AutoModelForCausalLM.from_pretrained(checkpoint.llm, dtype=dtype)
     out = Path(args.output_dir)
     with args.main_process_first():
         if args.should_save and not (out / ADAPTER).exists():
-            write_adapter(first_adapter(checkpoint, llm, args.seed), shared_config(checkpoint), out)
+            write_adapter(first_adapter(checkpoint, llm.get_input_embeddings().weight, args.seed), shared_config(checkpoint), out)
     embedder = replace(checkpoint, folder=out).load_embedder()
     embedder.encoder.to(dtype)
+    kept = None
+    if states is not None:
+        with args.main_process_first():
+            embedder.encoder.to(args.device)
+            kept = keep_states((Heard(e.audio, e.samples) for e in examples), read, embedder, states).to(args.device)
     collator = Collator(
         read,
-        checkpoint.prompt_builder(torch.float32),
+        replace(checkpoint.prompt_builder(torch.float32), llm_dim=0),  # its rows are filled in by the model
         embedder.speech_length,
         embedder.encoder.config.num_mel_bins,
         checkpoint.config.padding,
         instruction,
-        transcripts=objective == "kl",
+        objective,
+        None if kept is None else kept.places,
     )
-    model = AdapterModel(embedder, llm, objective)
+    model = AdapterModel(embedder, llm, kept)
     return AlignmentTrainer(shared_config(checkpoint), examples, model=model, args=args, data_collator=collator)
 
 
-def first_adapter(checkpoint: Checkpoint, llm: PreTrainedModel, seed: int) -> dict[str, Tensor]:
+def first_adapter(checkpoint: Checkpoint, embeddings: Tensor, seed: int) -> dict[str, Tensor]:
     """The checkpoint's own adapter; where it has none, a new one whose rows have the spread of the LLM's embeddings."""
     if (checkpoint.folder / ADAPTER).exists():
         return dict(read_tensors(checkpoint.folder))
@@ -114,7 +126,7 @@ def first_adapter(checkpoint: Checkpoint, llm: PreTrainedModel, seed: int) -> di
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapter = ModalityAdapter(encoder_dim, checkpoint.llm_dim(), checkpoint.config.adapter)
-    nn.init.constant_(adapter.speech_ln.weight, llm.get_input_embeddings().weight.float().std().item())
+    nn.init.constant_(adapter.speech_ln.weight, embeddings.float().std().item())
     return adapter.state_dict()
 
 

@@ -1,7 +1,8 @@
 """From examples to batches: what is read, tokenized and padded, and in which order."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from models.config import PaddingPolicy
 from models.encoder import encoder_length
 from models.features import log_mel, n_frames
 from models.prompt import Message, Prompt, PromptBuilder, Speech
-from models.training.manifest import Example, ReadAudio
+from models.training.manifest import Example, Objective, ReadAudio
 
 IGNORED = -100  # label of a position that is not learnt
 MAX_POOL = 50  # steps that are sorted by length together, as in transformers' LengthGroupedSampler
@@ -23,7 +24,7 @@ MAX_POOL = 50  # steps that are sorted by length together, as in transformers' L
 
 def transcript_message(instruction: str, text: str) -> Message:
     """The user's message where the transcript stands in place of the speech (official code: data_process/asr_text_generation.py)."""
-    return Message("user", [f"{instruction} {text}"])
+    return Message("user", [f"{instruction} {text}" if instruction else text])
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ def join_tokens(
 class Collator:
     """Makes batches of examples; runs in the workers of a DataLoader.
 
-    `speech_length` gives the number of speech embeddings of so many samples. With `transcripts`, a batch also holds the prompts with the
-    transcript in place of the speech.
+    `speech_length` gives the number of speech embeddings of so many samples. For examples whose objective is "kl" a batch also holds the
+    prompts with the transcript in place of the speech.
     """
 
     read: ReadAudio
@@ -77,36 +78,52 @@ class Collator:
     n_mels: int
     padding: PaddingPolicy
     instruction: str
-    transcripts: bool = False
+    objective: Objective = "ce"
+    places: Mapping[str, int] | None = None
+    """Where the encoder's states of a recording are kept; None: recordings are read, and encoded in every step."""
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """The arguments of AdapterModel.forward."""
-        audio = [self.read(example.audio) for example in examples]
-        features = [log_mel(a, self.n_mels, pad_to_window=self.padding == "30s") for a in audio]
+        if self.places is None:
+            batch, samples = self._features([self.read(example.audio) for example in examples])
+        else:
+            batch = {"places": torch.tensor([self.places[str(example.audio)] for example in examples])}
+            samples = [example.samples for example in examples]
         replies = [reply_ids(self.prompts.tokenizer, example.continuation) for example in examples]
-        speech = join_tokens([self.speech_prompt(len(a)) for a in audio], replies)
-        batch = {
-            "features": pad_sequence([f.T for f in features], batch_first=True).transpose(1, 2),
-            "frames": torch.tensor([f.shape[1] for f in features]),
-            "lengths": torch.tensor([encoder_length(n_frames(len(a))) for a in audio]),
+        told = [self.instruction if e.instruction is None else e.instruction for e in examples]
+        speech = join_tokens([self.speech_prompt(*pair) for pair in zip(samples, told, strict=True)], replies)
+        batch |= {
             "input_ids": speech.ids,
             "is_speech": speech.is_speech,
             "attention_mask": speech.mask,
             "labels": speech.labels,
         }
-        if self.transcripts:
-            text = join_tokens([self.text_prompt(example.text) for example in examples], replies)
+        compared = [(e.loss or self.objective) == "kl" for e in examples]
+        if any(compared):
+            prompts = [self.text_prompt(e.text, t) for e, t in zip(examples, told, strict=True)]
+            text = join_tokens(list(compress(prompts, compared)), list(compress(replies, compared)))
             batch |= {"text_ids": text.ids, "text_mask": text.mask, "text_labels": text.labels}
+            batch["compared"] = torch.tensor(compared)
         return batch
 
-    def speech_prompt(self, n_samples: int) -> Prompt:
+    def _features(self, audio: Sequence[Tensor]) -> tuple[dict[str, Tensor], list[int]]:
+        """The log-mel features of recordings, and their numbers of samples."""
+        features = [log_mel(a, self.n_mels, pad_to_window=self.padding == "30s") for a in audio]
+        batch = {
+            "features": pad_sequence([f.T for f in features], batch_first=True).transpose(1, 2),
+            "frames": torch.tensor([f.shape[1] for f in features]),
+            "lengths": torch.tensor([encoder_length(n_frames(len(a))) for a in audio]),
+        }
+        return batch, [len(a) for a in audio]
+
+    def speech_prompt(self, n_samples: int, instruction: str) -> Prompt:
         """The prompt around speech of so many samples, whose rows the model fills in."""
         rows = torch.zeros(self.speech_length(n_samples), self.prompts.llm_dim)
-        return self.prompts.build([Message("user", [self.instruction, Speech(rows)])])
+        return self.prompts.build([Message("user", [instruction, Speech(rows)])])
 
-    def text_prompt(self, text: str) -> Prompt:
+    def text_prompt(self, text: str, instruction: str) -> Prompt:
         """The prompt with the transcript."""
-        return self.prompts.build([transcript_message(self.instruction, text)])
+        return self.prompts.build([transcript_message(instruction, text)])
 
 
 class LengthSampler(Sampler[int]):

@@ -8,13 +8,16 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from models.features import N_SAMPLES
 from models.training import InputError
+
+Objective = Literal["ce", "kl"]
+"""Cross-entropy of a reply, as published; or divergence from the LLM that reads the transcript."""
 
 
 class AudioSpan(NamedTuple):
@@ -54,15 +57,22 @@ class ContinuedLine(Line):
 
     samples: int
     continuation: str
+    instruction: str | None = None
+    """What the LLM was told; None: what `blsp align` is told that it was."""
+    loss: Objective | None = None
 
 
 class Example(NamedTuple):
-    """What the adapter learns from: speech, its transcript, and how the LLM continues the transcript."""
+    """What the adapter learns from: speech, its transcript, and how the LLM continues the transcript, or what else it replies to it."""
 
     audio: AudioSpan
     samples: int
     text: str
     continuation: str
+    instruction: str | None = None
+    """What it replies to; None: the run's instruction."""
+    loss: Objective | None = None
+    """How this reply is learnt; None: as the run's are."""
 
 
 AnyLine = TypeVar("AnyLine", bound=BaseModel)
@@ -127,4 +137,6 @@ def _example(where: str, fields: dict[str, Any], base: Path) -> Example | str:
     line = parse_line(ContinuedLine, where, fields)
     if line.samples > N_SAMPLES:
         return "longer than a window of 30 s"
-    return Example(AudioSpan.parse(line.audio, base), line.samples, line.text, line.continuation)
+    return Example(
+        AudioSpan.parse(line.audio, base), line.samples, line.text, line.continuation, line.instruction, line.loss
+    )

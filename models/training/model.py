@@ -1,16 +1,17 @@
 """The model that is trained: frozen encoder, trained adapter, frozen LLM (paper, section 2.2)."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from models.adapter import real_positions
 from models.embedder import Embedder
 from models.training.batches import IGNORED
+from models.training.states import EncoderStates
 
-Objective = Literal["ce", "kl"]
 TRAINED = "embedder.adapter."
 """How the names of the trained weights begin."""
 
@@ -18,17 +19,18 @@ TRAINED = "embedder.adapter."
 class AdapterModel(nn.Module):
     """Encoder, adapter and LLM as one module whose loss trains the adapter; its state dict holds the adapter and nothing else.
 
-    `objective` "ce" is the published one, cross-entropy of the continuation given the speech; "kl" is the divergence of the LLM's
-    next-token distributions given the speech from those given the transcript.
+    Of a reply it is the published one, the cross-entropy given the speech; or, where the batch has the transcript beside it, the
+    divergence of the LLM's next-token distributions given the speech from those given the transcript. `states` are the encoder's of all
+    recordings, where they are kept.
     """
 
     accepts_loss_kwargs = True  # transformers' Trainer passes num_items_in_batch
 
-    def __init__(self, embedder: Embedder, llm: PreTrainedModel, objective: Objective = "ce") -> None:
+    def __init__(self, embedder: Embedder, llm: PreTrainedModel, states: EncoderStates | None = None) -> None:
         super().__init__()
         self.embedder = embedder.requires_grad_(False)
         self.llm = llm.requires_grad_(False)
-        self.objective = objective
+        self.states = states
         self.config = llm.config  # where DeepSpeed's "auto" sizes come from
         embedder.adapter.float().requires_grad_(True)
         self.register_state_dict_post_hook(_drop_frozen)  # type: ignore[no-untyped-call]
@@ -47,29 +49,40 @@ class AdapterModel(nn.Module):
 
     def forward(
         self,
-        features: Tensor,
-        frames: Tensor,
-        lengths: Tensor,
         input_ids: Tensor,
         is_speech: Tensor,
         attention_mask: Tensor,
         labels: Tensor,
+        features: Tensor | None = None,
+        frames: Tensor | None = None,
+        lengths: Tensor | None = None,
+        places: Tensor | None = None,
         text_ids: Tensor | None = None,
         text_mask: Tensor | None = None,
         text_labels: Tensor | None = None,
+        compared: Tensor | None = None,
         num_items_in_batch: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The loss of a batch that `Collator` made: the mean over the tokens of the replies, or their sum / num_items_in_batch."""
-        rows = self.speech_rows(features, frames, lengths)
-        logits = predictions(self.llm, splice(self.llm, input_ids, is_speech, rows), attention_mask, labels)
-        if self.objective == "ce":
-            total = F.cross_entropy(logits, labels[labels != IGNORED], reduction="sum")
+        if places is None:
+            assert features is not None
+            assert frames is not None
+            assert lengths is not None
+            rows = self.speech_rows(features, frames, lengths)
         else:
-            assert text_ids is not None, "the collator leaves the transcripts out"
+            rows = self.rows_at(places)
+        logits = predictions(self.llm, splice(self.llm, input_ids, is_speech, rows), attention_mask, labels)
+        right = labels[labels != IGNORED]
+        if compared is None:
+            total = F.cross_entropy(logits, right, reduction="sum")
+        else:
+            assert text_ids is not None
             assert text_mask is not None
             assert text_labels is not None
+            token_compared = compared[(labels != IGNORED).nonzero()[:, 0]]
             teacher = self.from_transcript(text_ids, text_mask, text_labels)
-            total = divergence(teacher, logits).sum()
+            total = divergence(teacher, logits[token_compared]).sum()
+            total = total + F.cross_entropy(logits[~token_compared], right[~token_compared], reduction="sum")
         return {"loss": total / (len(logits) if num_items_in_batch is None else num_items_in_batch)}
 
     def speech_rows(self, features: Tensor, frames: Tensor, lengths: Tensor) -> Tensor:
@@ -78,6 +91,15 @@ class AdapterModel(nn.Module):
             states = self.embedder.encoder(features.to(self.embedder.dtype), frames)
         trained_dtype = self.embedder.adapter.speech_ln.weight.dtype  # DeepSpeed's bf16 engine converts it
         return torch.cat(self.embedder.adapter(states.to(trained_dtype), lengths))
+
+    def rows_at(self, places: Tensor) -> Tensor:
+        """The rows of the recordings whose states are kept at `places` (batch,), all after each other (total, llm_dim)."""
+        assert self.states is not None
+        adapter = self.embedder.adapter
+        states, lengths = self.states.batch(places)
+        states = states.to(places.device, adapter.speech_ln.weight.dtype)
+        rows, counts = adapter.padded(states, lengths.to(places.device))
+        return rows[real_positions(rows, counts)]
 
     @torch.no_grad()
     def from_transcript(self, text_ids: Tensor, text_mask: Tensor, text_labels: Tensor) -> Tensor:

@@ -94,7 +94,10 @@ class Align(BaseSettings):
     loss: Literal["ce", "kl"] = Field(
         "ce", description="ce: cross-entropy of the continuation; kl: divergence from the LLM that reads the transcript"
     )
-    instruction: str = Field(CONTINUE, description="what stands before the speech")
+    instruction: str = Field(CONTINUE, description="what stands before the speech, of lines that don't say it")
+    states: Path | None = Field(
+        None, description="folder where the encoder's states of all recordings are kept (180 MB an hour), so that no step encodes"
+    )
     cache: Path = CACHE
     trainer: CliUnknownArgs = HUGGING_FACE
 
@@ -116,7 +119,15 @@ class Align(BaseSettings):
             for reason, count in passed_over.most_common():
                 console.print(f"lines passed over: {count} ({reason})")
         checkpoint = open_checkpoint(self.checkpoint, self.cache)
-        align(checkpoint, examples, read_samples, args, objective=self.loss, instruction=self.instruction)
+        align(
+            checkpoint,
+            examples,
+            read_samples,
+            args,
+            objective=self.loss,
+            instruction=self.instruction,
+            states=self.states,
+        )
         if args.should_log:
             console.print(f"Wrote {self.out}")
 

@@ -68,7 +68,7 @@ class Writer:
     async def write(self, line: Line, base: Path, request_id: str) -> dict[str, Any]:
         """The fields of the output for one line: `samples` and `continuation`, or `dropped` with the reason."""
         audio = AudioSpan.parse(line.audio, base)
-        fields: dict[str, Any] = {"audio": str(audio), "text": line.text}
+        fields: dict[str, Any] = {"audio": str(audio), "text": line.text, "instruction": self.instruction}
         try:
             samples = await asyncio.to_thread(self._listen, audio, line.text)
             return fields | {"samples": samples, "continuation": await self._continue(line.text, request_id)}

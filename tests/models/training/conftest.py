@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,4 +77,10 @@ def prompts(checkpoint: Checkpoint) -> PromptBuilder:
 @pytest.fixture(scope="session")
 def collator(checkpoint: Checkpoint, prompts: PromptBuilder) -> Collator:
     length = checkpoint.load_embedder().speech_length
-    return Collator(read, prompts, length, 80, checkpoint.config.padding, "Continue:", transcripts=True)
+    return Collator(read, prompts, length, 80, checkpoint.config.padding, "Continue:")
+
+
+@pytest.fixture(scope="session")
+def comparing(collator: Collator) -> Collator:
+    """The same for the divergence from the LLM that reads the transcripts."""
+    return replace(collator, objective="kl")

@@ -60,12 +60,12 @@ def test_the_alignment_is_what_training_minimizes(
     checkpoint: Checkpoint,
     model: LocalModel,
     llm: LlamaForCausalLM,
-    collator: Collator,
+    comparing: Collator,
     examples: list[Example],
 ) -> None:
     audio, texts, continuations = zip(*((e.audio, e.text, e.continuation) for e in examples), strict=True)
     found = list(model.align(audio, texts, continuations, "Continue:"))
-    loss = AdapterModel(checkpoint.load_embedder(), llm, "kl")(**collator(examples))["loss"]
+    loss = AdapterModel(checkpoint.load_embedder(), llm)(**comparing(examples))["loss"]
     torch.testing.assert_close(torch.cat([item.divergence for item in found]).mean(), loss, rtol=1e-4, atol=0)
     for item, continuation in zip(found, continuations, strict=True):
         tokens = len(checkpoint.tokenizer().encode(continuation, add_special_tokens=False)) + 1

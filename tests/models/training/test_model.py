@@ -1,3 +1,6 @@
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,13 +11,14 @@ from models.checkpoint import Checkpoint
 from models.prompt import Message, PromptBuilder, Speech
 from models.training.batches import IGNORED, Collator, reply_ids, transcript_message
 from models.training.manifest import Example
-from models.training.model import AdapterModel, Objective, divergence, splice
+from models.training.model import AdapterModel, divergence, predictions, splice
+from models.training.states import EncoderStates, Heard, keep_states
 from tests.models.training.conftest import read
 
 
-def make(checkpoint: Checkpoint, objective: Objective = "ce") -> AdapterModel:
+def make(checkpoint: Checkpoint, states: EncoderStates | None = None) -> AdapterModel:
     llm = LlamaForCausalLM.from_pretrained(checkpoint.llm)
-    return AdapterModel(checkpoint.load_embedder(), llm, objective).train()
+    return AdapterModel(checkpoint.load_embedder(), llm, states).train()
 
 
 @pytest.fixture
@@ -42,9 +46,9 @@ def test_only_the_adapter_gets_gradients(model: AdapterModel, collator: Collator
 
 
 def test_training_and_serving_build_identical_tensors(
-    checkpoint: Checkpoint, model: AdapterModel, collator: Collator, prompts: PromptBuilder, examples: list[Example]
+    checkpoint: Checkpoint, model: AdapterModel, comparing: Collator, prompts: PromptBuilder, examples: list[Example]
 ) -> None:
-    batch = collator(examples)
+    collator, batch = comparing, comparing(examples)
     with torch.no_grad():
         rows = model.speech_rows(batch["features"], batch["frames"], batch["lengths"])
         embeddings = splice(model.llm, batch["input_ids"], batch["is_speech"], rows)
@@ -119,15 +123,51 @@ def test_the_loss_is_the_published_formula(model: AdapterModel, collator: Collat
 
 
 def test_kl_is_zero_where_the_speech_reads_like_the_transcript(
-    checkpoint: Checkpoint, collator: Collator, examples: list[Example]
+    checkpoint: Checkpoint, comparing: Collator, examples: list[Example]
 ) -> None:
-    model = make(checkpoint, "kl")
-    batch = collator(examples)
+    model = make(checkpoint)
+    batch = comparing(examples)
     assert model(**batch)["loss"] > 0.01
     as_text = {"input_ids": batch["text_ids"], "attention_mask": batch["text_mask"], "labels": batch["text_labels"]}
     model.speech_rows = lambda *_: torch.zeros(0, checkpoint.llm_dim())  # type: ignore[method-assign]
     nothing = {"is_speech": torch.zeros_like(batch["text_ids"], dtype=torch.bool)}
     assert model(**(batch | as_text | nothing))["loss"].abs() < 1e-6
+
+
+def test_the_student_is_who_hears(checkpoint: Checkpoint, comparing: Collator, examples: list[Example]) -> None:
+    """KL(given the transcript || given the speech), not the other way round."""
+    model, batch = make(checkpoint), comparing(examples)
+    teacher = model.from_transcript(batch["text_ids"], batch["text_mask"], batch["text_labels"])
+    rows = model.speech_rows(batch["features"], batch["frames"], batch["lengths"])
+    embeddings = splice(model.llm, batch["input_ids"], batch["is_speech"], rows)
+    student = predictions(model.llm, embeddings, batch["attention_mask"], batch["labels"])
+    torch.testing.assert_close(model(**batch)["loss"], divergence(teacher, student).mean())
+
+
+def test_each_reply_is_learnt_by_its_own_loss(
+    checkpoint: Checkpoint, collator: Collator, comparing: Collator, examples: list[Example]
+) -> None:
+    model, n = make(checkpoint), torch.tensor(1)
+    read_out, compared = examples[:2], examples[2:]
+    both = comparing([example._replace(loss="ce") for example in read_out] + compared)
+    apart = [model(**collator(read_out), num_items_in_batch=n), model(**comparing(compared), num_items_in_batch=n)]
+    expected = apart[0]["loss"] + apart[1]["loss"]
+    torch.testing.assert_close(model(**both, num_items_in_batch=n)["loss"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_kept_states_train_as_encoding_in_every_step_does(
+    checkpoint: Checkpoint, collator: Collator, examples: list[Example], tmp_path: Path
+) -> None:
+    heard = [Heard(example.audio, example.samples) for example in examples]
+    states = keep_states(heard, read, checkpoint.load_embedder(), tmp_path)
+    kept, encoding = make(checkpoint, states), make(checkpoint)
+    a = kept(**replace(collator, places=states.places)(examples[::-1]))["loss"]
+    b = encoding(**collator(examples[::-1]))["loss"]
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)  # states are kept in float16
+    a.backward()
+    b.backward()
+    for name, grad in gradients(encoding).items():
+        assert (gradients(kept)[name] - grad).norm() <= 0.02 * grad.norm(), name
 
 
 def test_kl_is_the_divergence_of_the_student_from_the_teacher() -> None:

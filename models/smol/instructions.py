@@ -1,0 +1,22 @@
+"""What the LLM is told about each transcript while an adapter for SmolLM2 is aligned: the published continuation, and what people ask."""
+
+from models.training import CONTINUE
+
+REPEAT = "Please repeat the words you hear."
+"""The checkpoint's instruction for transcriptions. Its reply is the transcript itself, learnt by cross-entropy."""
+
+REPEAT_TOO = ("Repeat the following sentence exactly.", "Write down what is said.")
+
+REPLIES = (
+    CONTINUE,
+    "",  # the speech is the message: a question is answered, an order obeyed
+    "",
+    "Answer the question or follow the request.",
+    "What is this about?",
+    "Summarize this in a few words.",
+    "Explain what this means.",
+    "Rewrite this in a more polite way.",
+    "Is this a question, a request or a statement?",
+    "Translate this into French.",
+)
+"""Instructions whose replies are the LLM's own, learnt by the divergence from the LLM that reads the transcript."""
