@@ -1,5 +1,6 @@
 """Opening a checkpoint: from a folder or a Hugging Face id to an embedder, a prompt builder and the folder of the LLM."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from models.config import BlspConfig, CheckpointError
 from models.embedder import Embedder
 from models.encoder import WhisperEncoder
 from models.features import SAMPLE_RATE
+from models.pretrained import find_part, how_to_get
 from models.prompt import PromptBuilder
 from models.weights import load_strict, read_tensors
 
@@ -79,7 +81,7 @@ def open_checkpoint(name: str, cache: Path) -> Checkpoint:
 
     Raises CheckpointError that says what is missing.
     """
-    folder = _fetch(name, None, Path())
+    folder = fetch(name, None, Path(), cache)
     if official.is_official(folder):
         folder = official.cached_import(folder, cache)
     try:
@@ -88,25 +90,30 @@ def open_checkpoint(name: str, cache: Path) -> Checkpoint:
         raise CheckpointError(f"{folder}: no config.json; this is not a BLSP checkpoint") from error
     except ValidationError as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
-    encoder = _fetch(config.encoder, config.encoder_revision, folder)
-    llm = _fetch(config.llm, config.llm_revision, folder)
+    encoder = fetch(config.encoder, config.encoder_revision, folder, cache)
+    llm = fetch(config.llm, config.llm_revision, folder, cache)
     for part in (encoder, llm):
         if not (part / "config.json").exists():
             raise CheckpointError(f"{part}: no config.json")
     return Checkpoint(name, config, folder, encoder, llm)
 
 
-def _fetch(name: str, revision: str | None, base: Path) -> Path:
-    """A folder as it is, relative to `base`; anything else is a Hugging Face id and is downloaded."""
+def fetch(name: str, revision: str | None, base: Path, cache: Path) -> Path:
+    """A folder as it is, relative to `base`; else a Hugging Face id: out of an installed package, the Hub's cache or the Hub.
+
+    Raises CheckpointError that says how what is missing can be had.
+    """
     if (base / name).is_dir():
         return base / name
+    if (part := find_part(name, cache, logging.getLogger(__name__).info)) is not None:
+        return part
     try:
         return Path(
             snapshot_download(name, revision=revision, ignore_patterns=["*.h5", "*.msgpack", "*.onnx", "*.gguf"])
         )
     except Exception as error:
         raise CheckpointError(
-            f"{name!r} is neither a folder here nor a Hugging Face model that can be reached: {error}"
+            f"{name!r} is neither a folder here nor a Hugging Face model that can be reached{how_to_get(name)}: {error}"
         ) from error
 
 

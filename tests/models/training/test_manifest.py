@@ -5,7 +5,7 @@ import pytest
 
 from models.features import N_SAMPLES
 from models.training import InputError
-from models.training.manifest import AudioSpan, Line, read_examples, read_manifest
+from models.training.manifest import AudioSpan, Example, Line, read_examples, read_manifest
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_examples_of_a_folder(tmp_path: Path) -> None:
     for name, lines in shards.items():
         (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
     (first, second), passed_over = read_examples(tmp_path)
-    assert first == (AudioSpan(tmp_path / "a.wav"), 5, "a", "b")
+    assert first == Example(AudioSpan(tmp_path / "a.wav"), 5, "a", "b")
     assert second.audio == AudioSpan(Path("/b.wav"), 1, 5)
     assert passed_over == {"empty text": 1, "longer than a window of 30 s": 1}
     assert read_examples(tmp_path / "0.jsonl") == ([first], {"empty text": 1})
