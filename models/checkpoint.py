@@ -17,7 +17,7 @@ from models.config import BlspConfig, CheckpointError
 from models.embedder import Embedder
 from models.encoder import WhisperEncoder
 from models.features import SAMPLE_RATE
-from models.pretrained import find_part, how_to_get
+from models.pretrained import PartError, find_part, how_to_get
 from models.prompt import PromptBuilder
 from models.weights import load_strict, read_tensors
 
@@ -99,21 +99,26 @@ def open_checkpoint(name: str, cache: Path) -> Checkpoint:
 
 
 def fetch(name: str, revision: str | None, base: Path, cache: Path) -> Path:
-    """A folder as it is, relative to `base`; else a Hugging Face id: out of an installed package, the Hub's cache or the Hub.
+    """A folder as it is, relative to `base`; else a Hugging Face id: out of installed packages, the Hub's cache or the Hub.
 
-    Raises CheckpointError that says how what is missing can be had.
+    A revision asks for the Hub's very files, so no package stands in for them. Raises CheckpointError that says how what is missing can
+    be had.
     """
     if (base / name).is_dir():
         return base / name
-    if (part := find_part(name, cache, logging.getLogger(__name__).info)) is not None:
-        return part
+    try:
+        if revision is None and (part := find_part(name, cache, logging.getLogger(__name__).info)) is not None:
+            return part
+    except PartError as error:
+        raise CheckpointError(f"{name!r}: {error}") from error
     try:
         return Path(
             snapshot_download(name, revision=revision, ignore_patterns=["*.h5", "*.msgpack", "*.onnx", "*.gguf"])
         )
     except Exception as error:
+        hint = how_to_get(name) if revision is None else ""
         raise CheckpointError(
-            f"{name!r} is neither a folder here nor a Hugging Face model that can be reached{how_to_get(name)}: {error}"
+            f"{name!r} is neither a folder here nor a Hugging Face model that can be reached{hint}: {error}"
         ) from error
 
 

@@ -42,7 +42,8 @@ def read_variables(file: BinaryIO) -> Iterator[tuple[str, np.ndarray]]:
 def whisper_encoder(file: BinaryIO) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the tensors of transformers' WhisperEncoder, named `model.encoder.*`; the decoder is passed over.
 
-    CTranslate2 has the query, key and value projections in one matrix; Whisper's key projection has no bias, so that part of theirs is zero.
+    CTranslate2 has the query, key and value projections in one matrix, (3 x width, width); Whisper's key projection has no bias, so that
+    part of theirs is zero.
     """
     for variable, array in read_variables(file):
         if not variable.startswith("encoder/"):

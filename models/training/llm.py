@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PretrainedConfig
 
-from models.checkpoint import open_checkpoint
+from models.checkpoint import fetch, open_checkpoint
 from models.config import PromptFormat
 from models.prompt import PromptBuilder
 
@@ -15,12 +15,11 @@ def open_llm(name: str, cache: Path, prompt_format: PromptFormat | None) -> tupl
     By default a checkpoint says how it is prompted; an LLM is prompted with its chat template, if it has one, else in the paper's format.
     Raises CheckpointError or OSError where there is no such model.
     """
-    config, _ = PretrainedConfig.get_config_dict(name)
+    llm = fetch(name, None, Path(), cache)
+    config, _ = PretrainedConfig.get_config_dict(llm)
     if config.get("model_type") == "blsp" or "llama_config" in config:
         checkpoint = open_checkpoint(name, cache)
         llm, prompt_format = checkpoint.llm, prompt_format or checkpoint.config.prompt_format
-    else:
-        llm = Path(name)
     tokenizer = AutoTokenizer.from_pretrained(llm)
     default: PromptFormat = "chat-template" if tokenizer.chat_template else "blsp"
     return llm, PromptBuilder(tokenizer, prompt_format or default, llm_dim=0)
