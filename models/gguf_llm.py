@@ -78,7 +78,7 @@ def _tensor(tensor: Any, config: LlamaConfig) -> Tensor:
     values = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), np.float32))
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(tensor.name.split(".")[-2])
     if heads is not None:  # llama.cpp pairs neighbours in its rotary embedding, transformers the halves of a head
-        values = values.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+        values = values.view(heads, -1, 2, values.shape[1]).transpose(1, 2).reshape(values.shape)
     return values.bfloat16().contiguous()
 
 
