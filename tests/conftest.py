@@ -36,9 +36,9 @@ def server(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture(scope="session")
-def killed_batch(tmp_path_factory: pytest.TempPathFactory) -> KilledBatch:
-    """A batch over the demo's samples that was killed and run again."""
-    return run_killed_batch(tmp_path_factory.mktemp("batch"), tmp_path_factory.mktemp("cache"))
+def killed_batch(official: Path, tmp_path_factory: pytest.TempPathFactory) -> KilledBatch:
+    """A batch that was killed and run again."""
+    return run_killed_batch(official, tmp_path_factory.mktemp("batch"), tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture

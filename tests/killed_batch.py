@@ -1,22 +1,21 @@
-"""`blsp batch` over the demo's samples in every form: killed in the middle, then run again."""
+"""`blsp batch` over recordings in every form: killed in the middle, then run again."""
 
 import base64
 import json
 import os
 import select
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.settings import DEMO
+from models.config import BlspConfig
 from tests.serving import BLSP
 from tests.sounds import voice, wav
 
-SAMPLES = DEMO.parent / "samples"
-ROWS: list[dict[str, str]] = json.loads((SAMPLES / "samples.json").read_text())
-INSTRUCTION = json.loads((DEMO / "config.json").read_text())["transcribe_instruction"]
+SAMPLES = {f"{seed}.wav": wav(voice(1.5 + 0.5 * seed, seed)) for seed in range(6)}
+INSTRUCTION = BlspConfig().transcribe_instruction
+TOKENS = 12  # of a reply; a transcription has no such field, and ends with the context
 TORN = b'{"audio": "pipe.wav", "line": 13, "respo'
 
 
@@ -40,7 +39,7 @@ class KilledBatch:
         return {line.get("line") or int(line["id"].removeprefix("line-")): line for line in numbered}
 
     def replies(self, file: str) -> dict[str, str]:
-        """The replies to INSTRUCTION about one of the demo's samples, by the form of the line."""
+        """The replies to INSTRUCTION about one of the samples, by the form of the line."""
         by_form = {"chat": lambda body: body["choices"][0]["message"]["content"]}
         return {
             form: answer["response"]
@@ -53,8 +52,7 @@ class KilledBatch:
 
 def form_lines(file: str) -> dict[str, int]:
     """The numbers of the lines about one of the samples."""
-    index = [row["file"] for row in ROWS].index(file)
-    count = len(ROWS)
+    index, count = list(SAMPLES).index(file), len(SAMPLES)
     forms = ("official", "chat", "speech", "transcription")
     return {form: i * (count + 1) + index + 1 for i, form in enumerate(forms)}
 
@@ -68,29 +66,28 @@ def chat(audio: str, **fields: Any) -> dict[str, Any]:
         {"type": "text", "text": INSTRUCTION},
         {"type": "input_audio", "input_audio": {"data": audio, "format": "wav"}},
     ]
-    return {"model": "blsp-demo", "messages": [{"role": "user", "content": parts}], "temperature": 0} | fields
+    message = {"role": "user", "content": parts}
+    return {"model": "tiny", "messages": [message], "temperature": 0, "max_tokens": TOKENS} | fields
+
+
+def speech(file: str) -> dict[str, Any]:
+    return {"file": f"samples/{file}", "instruction": INSTRUCTION, "max_tokens": TOKENS}
 
 
 def lines() -> list[str]:
     """Each sample in each form; a line stands between the forms that is done or fails in its own way."""
-    audio = {row["file"]: base64.b64encode((SAMPLES / row["file"]).read_bytes()).decode() for row in ROWS}
+    audio = {name: base64.b64encode(sample).decode() for name, sample in SAMPLES.items()}
     some = next(iter(audio.values()))
-    official = [
-        {"audio": f"samples/{name}", "instruction": INSTRUCTION, "reference": row["text"]}
-        for name, row in zip(audio, ROWS, strict=True)
-    ]
+    official = [{"audio": f"samples/{name}", "instruction": INSTRUCTION, "reference": name} for name in audio]
     chats = [openai_line(f"chat-{name}", "/v1/chat/completions", chat(data)) for name, data in audio.items()]
-    speech = [
-        openai_line(f"speech-{name}", "/v1/speech", {"file": f"samples/{name}", "instruction": INSTRUCTION})
-        for name in audio
-    ]
+    native = [openai_line(f"speech-{name}", "/v1/speech", speech(name)) for name in audio]
     transcriptions = [
         openai_line(f"transcription-{name}", "/v1/audio/transcriptions", {"file_url": f"data:audio/wav;base64,{data}"})
         for name, data in audio.items()
     ]
     in_between: list[dict[str, Any]] = [
         {"audio": "pipe.wav:0:400000"},
-        {"audio": "samples/00-animal.wav:1600:16000", "instruction": INSTRUCTION, "speaker": "\ud800"},
+        {"audio": "samples/0.wav:1600:16000", "instruction": INSTRUCTION, "speaker": "\ud800"},
         openai_line("srt", "/v1/audio/transcriptions", {"file": "long.wav:0:48000", "response_format": "srt"}),
     ]
     broken: list[dict[str, Any] | str] = [
@@ -106,23 +103,26 @@ def lines() -> list[str]:
         {"method": "POST", "url": "/v1/chat/completions", "body": {}},
         openai_line("stream", "/v1/chat/completions", chat(some, stream=True)),
         openai_line("model", "/v1/chat/completions", chat(some, model="other")),
-        openai_line("field", "/v1/speech", {"file": "samples/00-animal.wav", "nonsense": 1}),
+        openai_line("field", "/v1/speech", {"file": "samples/0.wav", "nonsense": 1}),
         openai_line("url", "/v1/audio/translations", {"file_url": "http://127.0.0.1/speech.wav"}),
         openai_line("no audio", "/v1/audio/translations", {}),
     ]
-    good = [*official, in_between[0], *chats, in_between[1], *speech, in_between[2], *transcriptions]
+    good = [*official, in_between[0], *chats, in_between[1], *native, in_between[2], *transcriptions]
     return [line if isinstance(line, str) else json.dumps(line) for line in [*good, *broken]]
 
 
-BROKEN = len(ROWS) * 4 + 4  # number of the first broken line
+BROKEN = len(SAMPLES) * 4 + 4  # number of the first broken line
 
 
-def run_killed_batch(folder: Path, cache: Path) -> KilledBatch:
+def run_killed_batch(checkpoint: Path, folder: Path, cache: Path) -> KilledBatch:
     source, out, pipe = folder / "lines.jsonl", folder / "out" / "answers.jsonl", folder / "pipe.wav"
     source.write_text("\n".join(lines()))
-    (folder / "samples").symlink_to(SAMPLES)
+    (folder / "samples").mkdir()
+    for name, sample in SAMPLES.items():
+        (folder / "samples" / name).write_bytes(sample)
     (folder / "long.wav").write_bytes(wav(voice(7)))
-    options: list[str | Path] = ["--dtype", "float32", "--cache", cache, "--max-audio-seconds", "6"]
+    options: list[str | Path] = ["--model", checkpoint, "--dtype", "float32", "--cache", cache]
+    options += ["--max-audio-seconds", "6", "--max-tokens", str(TOKENS), "--max-model-len", "256"]
     command = [BLSP, "batch", source, out, *options]
 
     os.mkfifo(pipe)
@@ -137,7 +137,7 @@ def run_killed_batch(folder: Path, cache: Path) -> KilledBatch:
     with out.open("ab") as file:
         file.write(TORN)
     pipe.unlink()
-    shutil.copy(SAMPLES / ROWS[0]["file"], pipe)
+    pipe.write_bytes(SAMPLES["0.wav"])
     env = os.environ | {"COLUMNS": "200"}
     resumed = subprocess.run(
         [*command, "--instruction", INSTRUCTION], capture_output=True, text=True, env=env, timeout=200

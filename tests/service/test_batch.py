@@ -1,6 +1,7 @@
 """Killed and run again with a real engine, and what can be seen without one."""
 
 import asyncio
+import base64
 import json
 import re
 import subprocess
@@ -13,8 +14,8 @@ import pytest
 from models.training import InputError
 from service.errors import Unavailable
 from service.offline.batch import open_batch
-from tests.killed_batch import BROKEN, ROWS, KilledBatch, lines
-from tests.serving import BLSP
+from tests.killed_batch import BROKEN, INSTRUCTION, SAMPLES, TOKENS, KilledBatch, chat, lines
+from tests.serving import BLSP, Server
 
 
 def test_kill_9_loses_and_doubles_nothing(killed_batch: KilledBatch) -> None:
@@ -45,11 +46,27 @@ def test_a_line_comes_back_with_its_fields(killed_batch: KilledBatch) -> None:
 
 
 def test_a_default_instruction_a_piece_and_subtitles(killed_batch: KilledBatch) -> None:
-    count = len(ROWS)
+    count = len(SAMPLES)
     whole, piece = killed_batch.outputs[count + 1], killed_batch.outputs[2 * count + 2]
     assert whole["response"] == killed_batch.outputs[1]["response"] != piece["response"]
     subtitles = killed_batch.outputs[3 * count + 3]["response"]["body"]
     assert subtitles.startswith("1\n00:00:00,000 --> 00:00:03,000\n")
+
+
+def test_every_way_in_gives_the_same_greedy_text(server: Server, killed_batch: KilledBatch) -> None:
+    """Through HTTP and in a batch, killed or not; a transcription, which has no `max_tokens`, begins with it."""
+    fields = {"instruction": INSTRUCTION, "max_tokens": str(TOKENS)}
+    with server.client() as client:
+        for name, audio in SAMPLES.items():
+            reply = client.post("/v1/speech", content=audio, params=fields).json()["text"]
+            answer = client.post("/v1/chat/completions", json=chat(base64.b64encode(audio).decode()))
+            written = killed_batch.replies(name)
+            transcript = written.pop("transcription")
+            assert answer.json()["choices"][0]["message"]["content"] == reply
+            assert written == dict.fromkeys(("official", "chat", "speech"), reply)
+            beginning = reply.rstrip("\ufffd").strip()  # less a character that the last token left unfinished
+            assert beginning
+            assert transcript.startswith(beginning)
 
 
 ERRORS = {
@@ -63,7 +80,7 @@ ERRORS = {
     8: ("invalid_value", "method: Input should be 'POST'"),
     9: ("invalid_value", "custom_id: Field required"),
     10: ("invalid_value", "can't be streamed"),
-    11: ("model_not_found", "this server has 'blsp-demo'"),
+    11: ("model_not_found", "this server has 'tiny'"),
     12: ("invalid_value", "Unknown field 'nonsense'"),
     13: ("invalid_value", "no data: URL"),
     14: ("invalid_value", "path of a recording is a string"),

@@ -1,11 +1,14 @@
 """Transcriptions and translations, as OpenAI's own client sees them."""
 
-import re
 from collections.abc import Iterator
+from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import openai
 import pytest
+import srt
+import webvtt
 
 from tests.serving import Server
 from tests.sounds import RATE, voice, wav
@@ -77,14 +80,20 @@ def test_a_piece_is_transcribed_as_if_it_were_alone(client: openai.OpenAI, serve
     assert alone.text == reply.segments[1].text.strip()
 
 
-def test_subtitles_have_times_that_only_go_forward(client: openai.OpenAI, server: Server) -> None:
-    for form, mark in (("srt", ","), ("vtt", ".")):
-        text = client.audio.transcriptions.create(model=server.model, file=LONG, response_format=form)  # type: ignore[call-overload]
-        times = re.findall(rf"(\d\d):(\d\d):(\d\d){re.escape(mark)}(\d\d\d)", text)
-        seconds = [int(h) * 3600 + int(m) * 60 + int(s) + int(ms) / 1000 for h, m, s, ms in times]
-        assert len(seconds) == 6
-        assert seconds == sorted(seconds)
-        assert seconds[-1] == 73.0
+@pytest.mark.parametrize(("form", "precision"), [("srt", 0.2), ("vtt", 1)])
+def test_subtitles_have_times_that_only_go_forward(
+    client: openai.OpenAI, server: Server, form: Literal["srt", "vtt"], precision: float
+) -> None:
+    """As parsers that are not ours read them; one of them to the second."""
+    text = client.audio.transcriptions.create(model=server.model, file=LONG, response_format=form)
+    if form == "srt":
+        cues = [(c.start.total_seconds(), c.end.total_seconds(), c.content) for c in srt.parse(text)]
+    else:
+        cues = [(c.start_in_seconds, c.end_in_seconds, c.text) for c in webvtt.from_string(text).captions]
+    assert [start for start, *_ in cues] == pytest.approx(CUTS[:-1], abs=precision)
+    assert all(before[1] == after[0] for before, after in pairwise(cues))
+    assert cues[-1][1] == 73.0
+    assert all(words for *_, words in cues)
 
 
 def test_plain_text(client: openai.OpenAI, server: Server) -> None:
