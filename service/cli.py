@@ -16,12 +16,12 @@ from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubComm
 
 from models.config import CheckpointError, PaddingPolicy, PromptFormat
 from models.training import InputError
-from service.alignment.commands import Align, Continue, Evaluate, Instruct
+from service.alignment.commands import Align, Continue, Evaluate, Instruct, WarmStart
 from service.errors import ApiError, OptionError
 from service.gate.keys import key_line, new_key
 from service.load.bench import Bench
 from service.progress import console, resumed_progress
-from service.settings import DEMO, ModelSettings, ServeSettings, model_name
+from service.settings import DEFAULT_MODEL, ModelSettings, ServeSettings, model_name
 from service.telemetry import logs
 
 LINES_FAILED = 3  # exit status of `blsp batch`
@@ -99,7 +99,7 @@ class Ask(ModelSettings):
 
     audio: CliPositionalArg[Path] = Field(description="the recording")
     instruction: CliPositionalArg[str] = Field("", description="what to do with it")
-    model: str = Field(str(DEMO), description="folder or Hugging Face id of a checkpoint; default: the demo model")
+    model: str = Field(str(DEFAULT_MODEL), description="folder or Hugging Face id of a checkpoint")
     max_tokens: int | None = Field(None, ge=1, description="most tokens to generate")
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy")
 
@@ -132,7 +132,7 @@ class Batch(ModelSettings):
         description='JSON lines {"audio": path, "instruction": text}, or an OpenAI batch file; paths are relative to its folder'
     )
     out: CliPositionalArg[Path] = Field(description="file to write, or to complete")
-    model: str = Field(str(DEMO), description="folder or Hugging Face id of a checkpoint; default: the demo model")
+    model: str = Field(str(DEFAULT_MODEL), description="folder or Hugging Face id of a checkpoint")
     instruction: str = Field("", description="for lines that have audio but no instruction")
     max_tokens: int | None = Field(None, ge=1, description="most tokens to generate; OpenAI's form has its own")
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy; OpenAI's form has its own")
@@ -242,6 +242,7 @@ class Blsp(BaseSettings):
     batch: CliSubCommand[Batch] = Field(description="answer a file of requests, in this process")
     import_: CliSubCommand[Import] = Field(alias="import", description="convert an official BLSP checkpoint")
     continue_: CliSubCommand[Continue] = Field(alias="continue", description="let an LLM continue transcripts")
+    warm_start: CliSubCommand[WarmStart] = Field(description="begin to train an adapter, without the LLM")
     align: CliSubCommand[Align] = Field(description="train an adapter")
     evaluate: CliSubCommand[Evaluate] = Field(description="compare replies to text and to speech")
     instruct: CliSubCommand[Instruct] = Field(description="instruction-tune an LLM")

@@ -96,7 +96,9 @@ def prepare(
     out = Path(args.output_dir)
     with args.main_process_first():
         if args.should_save and not (out / ADAPTER).exists():
-            write_adapter(first_adapter(checkpoint, llm.get_input_embeddings().weight, args.seed), shared_config(checkpoint), out)
+            write_adapter(
+                first_adapter(checkpoint, llm.get_input_embeddings().weight, args.seed), shared_config(checkpoint), out
+            )
     embedder = replace(checkpoint, folder=out).load_embedder()
     embedder.encoder.to(dtype)
     kept = None

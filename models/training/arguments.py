@@ -32,6 +32,18 @@ ALIGN = Recipe(
         "ddp_find_unused_parameters": False,  # every step uses all of the adapter
     },
 )
+WARM_START = Recipe(
+    192,
+    192,
+    {
+        "learning_rate": 2e-3,
+        "lr_scheduler_type": "cosine",
+        "weight_decay": 0.05,
+        "adam_beta2": 0.98,
+        "warmup_steps": 100,
+        "num_train_epochs": 10,
+    },
+)
 INSTRUCT = Recipe(128, 4, {"learning_rate": 2e-5, "weight_decay": 0.05, "warmup_steps": 100, "num_train_epochs": 3})
 
 

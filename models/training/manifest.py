@@ -130,6 +130,23 @@ def read_examples(data: Path) -> tuple[list[Example], Counter[str]]:
     return examples, passed_over
 
 
+def read_transcripts(data: Path, read: ReadAudio) -> list[Example]:
+    """The recordings and transcripts of a file, or of all `*.jsonl` of a folder; a whole file is read to learn its length.
+
+    Raises InputError for a wrong line, and where nothing is left of at most 30 s with a text.
+    """
+    examples = []
+    for file in sorted(data.glob("*.jsonl")) if data.is_dir() else [data]:
+        for line in read_manifest(file, Line):
+            audio = AudioSpan.parse(line.audio, file.parent)
+            samples = len(read(audio)) if audio.frames is None else audio.frames
+            if samples <= N_SAMPLES and line.text.strip():
+                examples.append(Example(audio, samples, line.text, ""))
+    if not examples:
+        raise InputError(f"{data}: no recording of at most 30 s with a transcript")
+    return examples
+
+
 def _example(where: str, fields: dict[str, Any], base: Path) -> Example | str:
     """The example in a line, or why there is none; raises InputError."""
     if "dropped" in fields:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from models.training.manifest import AudioSpan, ReadAudio
 
 CHUNK = 2048  # recordings that are sorted by length together; a killed run begins again with its chunk
 BATCH_SECONDS = {"cpu": 20, "cuda": 1200}  # of audio that are encoded together
-CONTENT, PROGRESS = "states.f16", "states.json"
+CONTENT, NOTE = "states.f16", "states.json"
 
 
 class Heard(NamedTuple):
@@ -59,27 +60,26 @@ def keep_states(
 ) -> EncoderStates:
     """Encodes every recording once, into `folder` or, where it is None, into the memory of the embedder's device.
 
-    A killed run goes on in the same folder; one that was made of other recordings or by another encoder is made anew. `progress` hears of
-    the recordings done and of all. 1 kB a position of 512 dimensions, 50 positions a second: 180 MB an hour.
+    What the folder holds already is not encoded again, be it of a killed run or of another training; where another encoder made it, it is
+    made anew. `progress` hears of the recordings done and of all. 1 kB a position of 512 dimensions, 50 positions a second: 180 MB an hour.
     """
-    heard = list({str(item.audio): item for item in recordings}.values())
+    asked = {str(item.audio): item for item in recordings}
+    note = _Note(folder, _fingerprint(embedder))
+    there = note.read()
+    heard = there + [item for audio, item in asked.items() if item not in set(there)]
     lengths = [encoder_length(n_frames(item.samples)) for item in heard]
     bounds = torch.tensor([0, *np.cumsum(lengths).tolist()])
-    width = embedder.encoder.config.d_model
-    key = _fingerprint(heard, embedder)
-    if folder is None:
-        content = torch.empty(int(bounds[-1]), width, dtype=torch.float16, device=embedder.device)
-        done = 0
-    else:
-        content, done = _open(folder, key, (int(bounds[-1]), width))
-    for begin in range(done, len(heard), CHUNK):
+    shape = (int(bounds[-1]), embedder.encoder.config.d_model)
+    content = (
+        torch.empty(shape, dtype=torch.float16, device=embedder.device) if folder is None else _open(folder, shape)
+    )
+    for begin in range(len(there), len(heard), CHUNK):
         end = min(begin + CHUNK, len(heard))
         for places in _batches(lengths, range(begin, end), embedder.device.type):
             windows = [read(heard[i].audio)[: heard[i].samples] for i in places]
             for i, states in zip(places, encode(embedder, windows), strict=True):
                 content[int(bounds[i]) : int(bounds[i + 1])] = states.to(content.device, torch.float16)
-        if folder is not None:
-            _note(folder, key, end)
+        note.write(heard[:end])
         progress(end, len(heard))
     return EncoderStates(content, bounds.to(content.device), {str(item.audio): i for i, item in enumerate(heard)})
 
@@ -89,7 +89,9 @@ def encode(embedder: Embedder, windows: Sequence[Tensor]) -> list[Tensor]:
     """Windows of samples (n_i,) -> the encoder's states (encoder_length_i, d_model), as the padding policy has them."""
     samples = [window.to(embedder.device, torch.float32) for window in windows]
     exact = embedder.padding == "exact"
-    features = log_mels(samples, embedder.encoder.config.num_mel_bins) if exact else [embedder.features(w) for w in samples]
+    features = (
+        log_mels(samples, embedder.encoder.config.num_mel_bins) if exact else [embedder.features(w) for w in samples]
+    )
     states = embedder.encode(features)
     return [s[: encoder_length(n_frames(len(w)))] for s, w in zip(states, windows, strict=True)]
 
@@ -107,29 +109,47 @@ def _batches(lengths: Sequence[int], places: range, device: str) -> Iterator[lis
         yield batch
 
 
-def _fingerprint(heard: Sequence[Heard], embedder: Embedder) -> str:
-    """What the states depend on."""
-    digest = hashlib.sha256(embedder.padding.encode())
-    for item in heard:
-        digest.update(f"{item.audio} {item.samples}\n".encode())
+def _fingerprint(embedder: Embedder) -> str:
+    """What the states depend on beside the recordings."""
     weights = nn.utils.parameters_to_vector(embedder.encoder.conv1.parameters()).float().cpu()
-    digest.update(weights.numpy().tobytes())
-    return digest.hexdigest()
+    return hashlib.sha256(embedder.padding.encode() + weights.numpy().tobytes()).hexdigest()
 
 
-def _open(folder: Path, key: str, shape: tuple[int, int]) -> tuple[Tensor, int]:
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        note = json.loads((folder / PROGRESS).read_bytes())
-        done = int(note["done"]) if note["key"] == key else 0
-    except (OSError, ValueError, KeyError):
-        done = 0
-    mode = "r+" if done else "w+"
-    content = np.memmap(folder / CONTENT, np.float16, mode, shape=shape)
-    return torch.from_numpy(content), done
+def _open(folder: Path, shape: tuple[int, int]) -> Tensor:
+    """The file of the states, as it is, with room for all."""
+    file = folder / CONTENT
+    file.touch()
+    os.truncate(file, shape[0] * shape[1] * 2)
+    return torch.from_numpy(np.memmap(file, np.float16, "r+", shape=shape))
 
 
-def _note(folder: Path, key: str, done: int) -> None:
-    partial = folder / f".{PROGRESS}"
-    partial.write_text(json.dumps({"key": key, "done": done}))
-    partial.replace(folder / PROGRESS)
+@dataclass(frozen=True)
+class _Note:
+    """Which recordings' states a folder holds, in their order, and which encoder made them; without a folder, none."""
+
+    folder: Path | None
+    encoder: str
+
+    def read(self) -> list[Heard]:
+        """The recordings; none where nothing is there, or another encoder's."""
+        if self.folder is None:
+            return []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            note = json.loads((self.folder / NOTE).read_bytes())
+        except (OSError, ValueError):
+            return []
+        if note["encoder"] != self.encoder:
+            return []
+        return [
+            Heard(AudioSpan(Path(path), start, frames), samples) for path, start, frames, samples in note["recordings"]
+        ]
+
+    def write(self, heard: Sequence[Heard]) -> None:
+        """Says so; a kill leaves the old note or the new one."""
+        if self.folder is None:
+            return
+        partial = self.folder / f".{NOTE}"
+        recordings = [(str(item.audio.path), *item.audio[1:], item.samples) for item in heard]
+        partial.write_text(json.dumps({"encoder": self.encoder, "recordings": recordings}))
+        partial.replace(self.folder / NOTE)

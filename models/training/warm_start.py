@@ -4,7 +4,7 @@ No LLM runs, so a step costs a hundredth of one of alignment. CTC: Graves et al.
 embeddings times a learned scale; a learned vector stands for the blank.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,7 +106,9 @@ def masked(states: Tensor, lengths: Tensor, share: float) -> Tensor:
     at = torch.arange(length, device=states.device)
     hidden = ((at >= starts) & (at < ends)).any(1)  # (batch, length)
     first = torch.randint(width, (batch, 1), device=states.device)
-    channels = (torch.arange(width, device=states.device) - first) % width < width * share * torch.rand_like(first.float())
+    channels = (torch.arange(width, device=states.device) - first) % width < width * share * torch.rand_like(
+        first.float()
+    )
     return states * ~hidden[..., None] * ~channels[:, None]
 
 
@@ -119,7 +121,10 @@ class Spelled:
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """places, targets and target_lengths of the batch."""
-        ids = [torch.tensor(ids) for ids in self._tokenizer([e.text for e in examples], add_special_tokens=False)["input_ids"]]
+        ids = [
+            torch.tensor(ids)
+            for ids in self._tokenizer([e.text for e in examples], add_special_tokens=False)["input_ids"]
+        ]
         return {
             "places": torch.tensor([self._places[str(example.audio)] for example in examples]),
             "targets": pad_sequence(ids, batch_first=True, padding_value=int(ids[0][0])),
@@ -129,7 +134,9 @@ class Spelled:
 
 def tokens_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
     """All token ids that texts have, sorted."""
-    return torch.tensor(sorted({i for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"] for i in ids}))
+    return torch.tensor(
+        sorted({i for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"] for i in ids})
+    )
 
 
 class WarmStartTrainer(AlignmentTrainer):
@@ -157,12 +164,15 @@ def warm_start(
     states: Path | None = None,
     negatives: int | None = None,
     masking: float = MASKING,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> WarmStartTrainer:
     """Trains the checkpoint's adapter, or a new one, on recordings and their transcripts, into `args.output_dir`; goes on from the last checkpoint.
 
-    The encoder's states are kept in the folder `states`, or in the device's memory.
+    The encoder's states are kept in the folder `states`, or in the device's memory; `progress` hears of the recordings encoded and of all.
     """
-    trainer = prepare(checkpoint, examples, read, args, states=states, negatives=negatives, masking=masking)
+    trainer = prepare(
+        checkpoint, examples, read, args, states=states, negatives=negatives, masking=masking, progress=progress
+    )
     run(trainer)
     return trainer
 
@@ -176,18 +186,16 @@ def prepare(
     states: Path | None = None,
     negatives: int | None = None,
     masking: float = MASKING,
-    kept: EncoderStates | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> WarmStartTrainer:
-    """Everything but the training; `kept` are states that are there already."""
+    """Everything but the training: the encoder in bfloat16 with `args.bf16`, else in float32."""
     out = Path(args.output_dir)
     embeddings = embedding_table(checkpoint.llm)
     if not (out / ADAPTER).exists():
         write_adapter(first_adapter(checkpoint, embeddings, args.seed), shared_config(checkpoint), out)
     embedder = replace(checkpoint, folder=out).load_embedder()
-    if kept is None:
-        embedder.encoder.to(args.device, torch.bfloat16 if args.bf16 else torch.float32)
-        kept = keep_states((Heard(e.audio, e.samples) for e in examples), read, embedder, states)
-    kept = kept.to(args.device)
+    embedder.encoder.to(args.device, torch.bfloat16 if args.bf16 else torch.float32)
+    kept = keep_states((Heard(e.audio, e.samples) for e in examples), read, embedder, states, progress).to(args.device)
     tokenizer = checkpoint.tokenizer()
     candidates = tokens_of(tokenizer, [example.text for example in examples])
     model = WarmStart(embedder.adapter, kept, embeddings, candidates, negatives, masking)

@@ -96,7 +96,8 @@ class Align(BaseSettings):
     )
     instruction: str = Field(CONTINUE, description="what stands before the speech, of lines that don't say it")
     states: Path | None = Field(
-        None, description="folder where the encoder's states of all recordings are kept (180 MB an hour), so that no step encodes"
+        None,
+        description="folder where the encoder's states of all recordings are kept (180 MB an hour), so that no step encodes",
     )
     cache: Path = CACHE
     trainer: CliUnknownArgs = HUGGING_FACE
@@ -130,6 +131,51 @@ class Align(BaseSettings):
         )
         if args.should_log:
             console.print(f"Wrote {self.out}")
+
+
+class WarmStart(BaseSettings):
+    """Give an adapter its first steps without the LLM, by CTC against its token embeddings; a run that was killed goes on."""
+
+    model_config = SettingsConfigDict(env_prefix="BLSP_", extra="forbid", protected_namespaces=())
+
+    checkpoint: CliPositionalArg[str] = Field(
+        description="checkpoint with encoder and LLM; without adapter.safetensors a new adapter is trained"
+    )
+    manifest: CliPositionalArg[Path] = Field(
+        description='JSON lines {"audio": path:start:frames, "text": transcript}: a file, or a folder of *.jsonl'
+    )
+    out: CliPositionalArg[Path] = Field(description="folder for the checkpoint, which `blsp align` takes next")
+    states: Path | None = Field(
+        None, description="folder where the encoder's states are kept (180 MB an hour); default: in memory"
+    )
+    negatives: int | None = Field(
+        None, ge=1, description="other tokens that a step scores beside its own; 2500 is right on CPUs; default: all"
+    )
+    masking: float = Field(0.1, ge=0, le=1, description="share of the states' channels that a step hides, at most")
+    cache: Path = CACHE
+    trainer: CliUnknownArgs = HUGGING_FACE
+
+    def cli_cmd(self) -> None:
+        """Trains."""
+        from models.checkpoint import open_checkpoint
+        from models.training.arguments import WARM_START, training_arguments
+        from models.training.manifest import read_transcripts
+        from models.training.warm_start import warm_start
+        from service.audio.recordings import read_samples
+
+        args = training_arguments(self.out, self.trainer, WARM_START)
+        with resumed_progress("Encoding") as show:
+            warm_start(
+                open_checkpoint(self.checkpoint, self.cache),
+                read_transcripts(self.manifest, read_samples),
+                read_samples,
+                args,
+                states=self.states,
+                negatives=self.negatives,
+                masking=self.masking,
+                progress=show,
+            )
+        console.print(f"Wrote {self.out}")
 
 
 class Evaluate(BaseSettings):
