@@ -22,7 +22,7 @@ SHARES = {"templates": 0.36, "examples": 0.24, "definitions": 0.33, "fortunes": 
 
 _FORM = re.compile(r"[A-Z][A-Za-z'-]*(,? [A-Za-z][A-Za-z'-]*)+[.?!]")
 _ODD = re.compile(
-    r"[A-Z]{2}|\b[b-zB-HJ-Z]\b|(?<!')\b(etc|eg|ie|esp|usu|vs|Mrs?|Ms|Dr|St|Jr|Sr|Prof|Gen|Col|Inc|Co|Vol|Ltd)\b|(?<!s)'(\W|$)|\B-|-\B|\bI\.$"
+    r"[A-Z]{2}|(?<![\w'])[b-zB-HJ-Z]\b|(?<!')\b(etc|eg|ie|esp|usu|vs|Mrs?|Ms|Dr|St|Jr|Sr|Prof|Gen|Col|Inc|Co|Vol|Ltd)\b|(?<!s)'(\W|$)|\B-|-\B|\bI\.$"
 )
 
 
@@ -40,7 +40,7 @@ def sentence(text: str) -> str | None:
 def glosses() -> Iterator[str]:
     """WordNet's glosses: a definition, then examples in quotes."""
     for part in ("noun", "verb", "adj", "adv"):
-        for line in (WORDNET / f"data.{part}").open():
+        for line in (WORDNET / f"data.{part}").read_text().splitlines():
             if " | " in line:
                 yield line.split(" | ", 1)[1].strip()
 

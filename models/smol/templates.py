@@ -67,6 +67,21 @@ KINDS = {
     "human": "18",
 }
 """Slots of nouns, by WordNet's files of senses; those of plants and foods are few."""
+DETERMINERS = (
+    "some",
+    "each",
+    "many",
+    "much",
+    "few",
+    "several",
+    "every",
+    "another",
+    "any",
+    "same",
+    "such",
+    "other",
+    "both",
+)
 UNFIT = re.compile(
     r"(?i)\b(sex|rape|naked|nude|penis|penile|vagina|vulva|semen|ejacul|masturb|testic|genital|anus|anal\b|breast|nipple|whore|prostitut"
     r"|bitch|fuck|shit|piss|cunt|cock\b|dick\b|slut|orgas|intercourse|copulat|nigger|negro|nazi|kike|faggot|homosex|lesbian|erotic|bastard"
@@ -132,10 +147,15 @@ It was {time} when the {person} {went} {prep} the {room}. | All {humans} {do} {n
 def common_words(wordnet: Path, known: set[str]) -> dict[str, dict[str, float]]:
     """The known words for the slots of WordNet, with how often each is drawn: by its counts in tagged text."""
     counts: dict[str, Counter[str]] = {slot: Counter() for slot in (*KINDS, "plant", "noun", "adj", "do", "did")}
-    acted_on = {lemma for line in (wordnet / "data.verb").open() if " + 08 00" in line for lemma in line.split()[4:5]}
-    irregular = {line.split()[1] for line in (wordnet / "verb.exc").open()}
+    acted_on = {
+        lemma
+        for line in (wordnet / "data.verb").read_text().splitlines()
+        if " + 08 00" in line
+        for lemma in line.split()[4:5]
+    }
+    irregular = {line.split()[1] for line in (wordnet / "verb.exc").read_text().splitlines()}
     slot_of = {file: slot for slot, file in KINDS.items()} | {"20": "plant"}
-    for line in (wordnet / "cntlist.rev").open():
+    for line in (wordnet / "cntlist.rev").read_text().splitlines():
         key, _, count = line.split()
         lemma, _, sense = key.partition("%")
         part, file = sense.split(":")[:2]
@@ -145,10 +165,7 @@ def common_words(wordnet: Path, known: set[str]) -> dict[str, dict[str, float]]:
             counts["noun"][lemma] += int(count)
             if file.lstrip("0") in slot_of:
                 counts[slot_of[file.lstrip("0")]][lemma] += int(count)
-        elif (
-            part in "35"
-            and lemma not in "some each many much few several every another any same such other both all".split()
-        ):
+        elif part in "35" and lemma not in DETERMINERS:
             counts["adj"][lemma] += int(count)
         elif part == "2" and lemma in acted_on:
             counts["do"][lemma] += int(count)
