@@ -40,7 +40,7 @@ class Subsampler(nn.Module):
         return list(items)
 
     def padded(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of a padded batch (batch, length, in_dim) with `lengths` (batch,) real positions each, for training: what is padding stays zero."""
+        """The same of a padded batch (batch, length, in_dim) with `lengths` (batch,), for training: what is padding stays zero."""
         for conv in self.conv_layers:
             y = F.glu(conv(x.transpose(1, 2)), dim=1).transpose(1, 2)
             lengths = (lengths - 1) // 2 + 1
@@ -67,7 +67,10 @@ class Bottleneck(nn.Module):
 
 
 class ModalityAdapter(nn.Module):
-    """Subsampler, context layers where the sizes ask for them (the paper has none), bottleneck and layer norm: encoder states to speech embeddings."""
+    """Encoder states to speech embeddings: subsampler, bottleneck and layer norm.
+
+    Where the sizes ask for context layers, which the paper has none of, they stand behind the subsampler.
+    """
 
     def __init__(self, encoder_dim: int, llm_dim: int, sizes: AdapterSizes) -> None:
         super().__init__()

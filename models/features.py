@@ -67,7 +67,10 @@ def log_mel(samples: Tensor, n_mels: int = 80, *, pad_to_window: bool = False) -
 
 
 def _framed(samples: Tensor, frames: int) -> Tensor:
-    """(n,) -> what `frames` frames are cut from: they are centred on multiples of the hop, mirrored at the start and, in full windows, at the end."""
+    """(n,) -> what `frames` frames are cut from, which are centred on multiples of the hop.
+
+    It is mirrored at the window's start and, where the window is full, at its end.
+    """
     length = frames * HOP_LENGTH
     signal = F.pad(samples, (0, length - len(samples)))
     right = signal[-N_FFT // 2 - 1 : -1].flip(0) if length == N_SAMPLES else signal.new_zeros(N_FFT // 2)

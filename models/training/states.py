@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.encoder import encoder_length
 from models.embedder import Embedder
+from models.encoder import encoder_length
 from models.features import SAMPLE_RATE, log_mels, n_frames
 from models.training.manifest import AudioSpan, ReadAudio
 

@@ -1,4 +1,4 @@
-"""A first adapter by CTC: each of its rows is compared with the LLM's own token embeddings, and the transcript's tokens are what it should say.
+"""A first adapter by CTC: its rows are compared with the LLM's own token embeddings and are to spell the transcript's tokens.
 
 No LLM runs, so a step costs a hundredth of one of alignment. CTC: Graves et al. 2006. The rows' scores are their products with the frozen
 embeddings times a learned scale; a learned vector stands for the blank.
@@ -33,6 +33,9 @@ class WarmStart(nn.Module):
     `embeddings` (vocabulary, llm_dim) are the LLM's; `candidates`, sorted token ids, all that any transcript has. In a step the tokens of
     the batch are scored with `negatives` random others of them (None: with all, which is exact, and right on a GPU).
     """
+
+    embeddings: Tensor
+    candidates: Tensor
 
     def __init__(
         self,
@@ -78,7 +81,7 @@ class WarmStart(nn.Module):
         if self.negatives is None or self.negatives >= len(self.candidates):
             return self.candidates
         others = torch.randint(len(self.candidates), (self.negatives,), device=targets.device)
-        return torch.cat([self.candidates[others], targets.flatten()]).unique()
+        return torch.unique(torch.cat([self.candidates[others], targets.flatten()]))
 
     @torch.inference_mode()
     def spell(self, places: Tensor) -> list[list[int]]:
@@ -88,14 +91,14 @@ class WarmStart(nn.Module):
         best = self.scores(rows, self.embeddings[self.candidates]).argmax(-1)
         return [
             self.candidates[ids[ids > 0] - 1].tolist()
-            for ids in (best[i, :n].unique_consecutive() for i, n in enumerate(counts.tolist()))
+            for ids in (torch.unique_consecutive(best[i, :n]) for i, n in enumerate(counts.tolist()))
         ]
 
 
 def masked(states: Tensor, lengths: Tensor, share: float) -> Tensor:
-    """States (batch, length, d) with spans of time and of channels set to zero (after SpecAugment, Park et al. 2019), `share` of each at most.
+    """States (batch, length, d) with spans of time and of channels set to zero, after SpecAugment (Park et al. 2019).
 
-    The spans have up to 0.4 s; rows hear such gaps and learn to tell a word by what is around it.
+    `share` of the channels at most, and one span of up to 0.4 s in each two seconds: a word is then told by what is around it.
     """
     if not share:
         return states
@@ -166,9 +169,10 @@ def warm_start(
     masking: float = MASKING,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> WarmStartTrainer:
-    """Trains the checkpoint's adapter, or a new one, on recordings and their transcripts, into `args.output_dir`; goes on from the last checkpoint.
+    """Trains the checkpoint's adapter, or a new one, on recordings and their transcripts, into `args.output_dir`.
 
-    The encoder's states are kept in the folder `states`, or in the device's memory; `progress` hears of the recordings encoded and of all.
+    Goes on from the last checkpoint there. The encoder's states are kept in the folder `states`, or in the device's memory; `progress`
+    hears of the recordings encoded and of all.
     """
     trainer = prepare(
         checkpoint, examples, read, args, states=states, negatives=negatives, masking=masking, progress=progress

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.adapter import ModalityAdapter
+from models.adapter import ModalityAdapter, real_positions
 from models.config import AdapterSizes
 from models.embedder import Embedder
 
@@ -46,3 +46,33 @@ def test_an_item_in_a_batch_is_as_alone_whatever_stands_behind_it(adapter: Modal
     for rows, length in zip(together, LENGTHS, strict=True):
         alone = adapter(states(length), torch.tensor([length]))[0]
         torch.testing.assert_close(rows, alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("sizes", [AdapterSizes(), AdapterSizes(conv_kernel_sizes=(3, 5), context_layers=2)])
+def test_a_padded_batch_has_the_rows_and_gradients_of_its_items(sizes: AdapterSizes) -> None:
+    torch.manual_seed(0)
+    adapter, lengths = ModalityAdapter(32, 128, sizes), torch.tensor([50, 7, 33, 200, 1])
+    states = torch.randn(5, 200, 32)  # what stands behind an item's length must not be heard
+    wanted = adapter(states, lengths)
+    torch.cat(wanted).sum(1).square().sum().backward()
+    grads = {name: p.grad.clone() for name, p in adapter.named_parameters() if p.grad is not None}
+    adapter.zero_grad()
+    rows, counts = adapter.padded(states, lengths)
+    assert counts.tolist() == [len(item) for item in wanted]
+    for item, row, n in zip(wanted, rows, counts.tolist(), strict=True):
+        torch.testing.assert_close(row[:n], item, rtol=1e-4, atol=1e-5)
+    rows[real_positions(rows, counts)].sum(1).square().sum().backward()
+    for name, p in adapter.named_parameters():
+        assert p.grad is not None
+        assert (p.grad - grads[name]).norm() <= 1e-3 * grads[name].norm() + 1e-4, name
+
+
+def test_context_layers_keep_items_apart() -> None:
+    torch.manual_seed(0)
+    adapter = ModalityAdapter(32, 128, AdapterSizes(context_layers=1)).eval()
+    a, b = torch.randn(40, 32), torch.randn(61, 32)
+    batch = torch.nn.utils.rnn.pad_sequence([a, b], batch_first=True)
+    with torch.no_grad():
+        together = adapter(batch, torch.tensor([40, 61]))
+        torch.testing.assert_close(together[0], adapter(a[None], torch.tensor([40]))[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(together[1], adapter(b[None], torch.tensor([61]))[0], rtol=1e-5, atol=1e-5)

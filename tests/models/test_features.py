@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
-from models.features import N_FRAMES, N_SAMPLES, log_mel, n_frames, split_windows
+from models.features import N_FRAMES, N_SAMPLES, log_mel, log_mels, n_frames, split_windows
 
 LENGTHS = [1, 2, 159, 160, 161, 201, 399, 400, 16_007, 479_639, 479_640, 479_801, 479_840, 479_999, 480_000]
 
@@ -73,3 +73,11 @@ def test_split_windows_loses_nothing(length: int, lengths: list[int]) -> None:
     windows = split_windows(samples)
     assert [len(window) for window in windows] == lengths
     assert torch.equal(torch.cat(windows), samples)
+
+
+@pytest.mark.parametrize("lengths", [[480_000], [16_000, 480_000, 399, 1, 77_777, 479_999, 480_000 - 160]])
+def test_windows_together_have_the_features_of_each(lengths: list[int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    windows = [torch.randn(n, generator=generator) * 10.0 ** -(i % 4) for i, n in enumerate(lengths)]
+    for together, window in zip(log_mels(windows), windows, strict=True):
+        torch.testing.assert_close(together, log_mel(window), rtol=0, atol=1e-6)
