@@ -1,0 +1,146 @@
+"""`make model`: sentences, speech, warm start, replies, alignment, evaluation, each by the product's own command.
+
+Everything lies in one folder, and each stage goes on where it was killed. The sizes are options: with the defaults a machine of two cores
+with AMX is meant; a GPU takes `--utterances 200000 --bf16`.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.checkpoint import fetch
+from models.config import AdapterSizes, BlspConfig
+from models.smol.instructions import REPEAT, REPEAT_TOO, REPLIES
+
+ENCODER, LLM = "openai/whisper-base", "HuggingFaceTB/SmolLM2-135M-Instruct"
+SIZES = AdapterSizes(conv_kernel_sizes=(5, 5), inner_dim=512)
+CONFIG = BlspConfig(
+    encoder=ENCODER,
+    llm=LLM,
+    adapter=SIZES,
+    prompt_format="chat-template",
+    padding="exact",
+    transcribe_instruction=REPEAT,
+    translate_instruction="Translate this into English.",
+)
+
+
+def lines(manifests: Path) -> list[dict[str, Any]]:
+    """The lines of all manifests of a folder, whose paths are made absolute."""
+    return [
+        fields | {"audio": str(manifests.absolute() / fields["audio"])}
+        for manifest in sorted(manifests.glob("*.jsonl"))
+        for fields in map(json.loads, manifest.open())
+    ]
+
+
+def write_lines(file: Path, found: Iterator[dict[str, Any]]) -> None:
+    """JSON lines, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".part")
+    partial.write_text("".join(json.dumps(fields) + "\n" for fields in found))
+    partial.replace(file)
+
+
+def run(*command: object) -> None:
+    """One stage, which says for itself how far it is; ends the build where it fails."""
+    print("+", *command, flush=True)
+    if status := subprocess.run([str(part) for part in command], check=False).returncode:
+        sys.exit(status)
+
+
+def build(
+    folder: Path, utterances: int, replies: int, steps: tuple[int, int], workers: int, options: list[str]
+) -> None:
+    """All stages; `steps` are those of the warm start and of the alignment, `options` both trainings' TrainingArguments."""
+    python, blsp = sys.executable, Path(sys.executable).with_name("blsp")
+    start, cache = folder / "start", folder / "cache"
+    start.mkdir(parents=True, exist_ok=True)
+    CONFIG.write(start)
+    sentences = folder / "sentences.txt"
+    if not sentences.exists():
+        tokenizer = fetch(LLM, None, folder, cache) / "tokenizer.json"
+        run(python, "-m", "models.smol.sentences", sentences, "--tokenizer", tokenizer)
+    for split, text, count in (("train", sentences, utterances), ("dev", sentences.with_suffix(".dev.txt"), 400)):
+        out = folder / split
+        run(python, "-m", "models.smol.speech", text, out, "--split", split, "--count", count, "--workers", workers)
+    states = ("--states", folder / "states", "--cache", cache)
+    warm = ("--negatives", 2500, "--max_steps", steps[0])
+    run(blsp, "warm-start", start, folder / "train", folder / "warm", *states, *warm, *options)
+    for name, instruction, file in _assigned(folder, replies):
+        run(
+            blsp,
+            "continue",
+            file,
+            folder / "replies" / name,
+            "--model",
+            start,
+            "--instruction",
+            instruction,
+            "--max-tokens",
+            40,
+        )
+    aligned = ("--loss", "kl", "--max_steps", steps[1])
+    run(blsp, "align", folder / "warm", folder / "replies", folder / "aligned", *states, *aligned, *options)
+    questions = folder / "questions.jsonl"
+    asked = {"instruction": REPEAT, "task": "wer"}
+    write_lines(questions, ({**line, **asked, "reference": line["text"]} for line in lines(folder / "dev")))
+    run(blsp, "evaluate", folder / "aligned", questions, folder / "evaluation", "--cache", cache)
+    export(folder / "aligned", folder / "checkpoint")
+
+
+def _assigned(folder: Path, replies: int) -> list[tuple[str, str, Path]]:
+    """Who is told what: the output's name, the instruction, and the manifest of those that reply to it.
+
+    Lines that repeat their transcript need no LLM; they are written here.
+    """
+    rng = random.Random(0)
+    heard = lines(folder / "train")
+    spoken = [line for line in heard if line["text"][0].isupper() and len(line["text"].split()) > 2]
+    chosen = rng.sample(spoken, min(replies, len(spoken)))
+    repeated = (
+        {**line, "samples": int(line["audio"].rsplit(":", 1)[1]), "continuation": line["text"], "loss": "ce"}
+        | {"instruction": rng.choice([REPEAT, REPEAT, *REPEAT_TOO])}
+        for line in rng.sample(heard, min(2 * replies, len(heard)))
+    )
+    write_lines(folder / "replies" / "repeat.jsonl", repeated)
+    told = []
+    for i, instruction in enumerate(REPLIES):
+        manifest = folder / "told" / f"{i:02d}.jsonl"
+        write_lines(manifest, iter(chosen[i :: len(REPLIES)]))
+        told.append((f"{i:02d}.jsonl", instruction, manifest))
+    return told
+
+
+def export(trained: Path, target: Path) -> None:
+    """The adapter in bfloat16, with encoder and LLM by their names."""
+    target.mkdir(parents=True, exist_ok=True)
+    weights = load_file(trained / "adapter.safetensors")
+    save_file({name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}, target / "adapter.safetensors")
+    CONFIG.write(target)
+
+
+def main() -> None:
+    """The command line; further options are those of both trainings."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/smol"))
+    parser.add_argument("--utterances", type=int, default=60_000)
+    parser.add_argument("--replies", type=int, default=10_000)
+    parser.add_argument("--warm-steps", type=int, default=3000)
+    parser.add_argument("--align-steps", type=int, default=1000)
+    parser.add_argument("--workers", type=int, default=2)
+    args, options = parser.parse_known_args()
+    steps = (args.warm_steps, args.align_steps)
+    build(args.folder, args.utterances, args.replies, steps, args.workers, options)
+
+
+if __name__ == "__main__":
+    main()
