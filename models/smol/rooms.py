@@ -29,9 +29,9 @@ def through_the_air(speech: Sound, rate: int, neighbours: list[Sound], rng: np.r
     if echo:
         spectrum *= np.fft.rfft(_impulse(echo, rng), heard_size)
     heard = np.fft.irfft(spectrum, heard_size)[: round(len(speech) * heard_size / size)]
-    if not clean and rng.random() < 0.65:
+    if not clean and rng.random() < 0.55:
         noise = _babble(len(heard), neighbours, rng) if neighbours and rng.random() < 0.25 else _hiss(len(heard), rng)
-        heard += noise * (heard.std() / max(1e-6, noise.std()) * 10 ** (-rng.uniform(5, 30) / 20))
+        heard += noise * (heard.std() / max(1e-6, noise.std()) * 10 ** (-rng.uniform(8, 35) / 20))
     return np.asarray(heard * (10 ** (-rng.uniform(0.2, 20) / 20) / max(1e-5, np.abs(heard).max())), np.float32)
 
 
@@ -60,7 +60,7 @@ def _impulse(seconds: float, rng: np.random.Generator) -> NDArray[np.float64]:
     """The direct sound and an echo that decays by 60 dB in so many seconds."""
     times = np.arange(round(seconds * RATE)) / RATE
     impulse = rng.standard_normal(len(times)) * 10 ** (-3 * times / seconds)
-    impulse *= rng.uniform(0.1, 0.7) / np.sqrt(np.sum(impulse**2))
+    impulse *= rng.uniform(0.05, 0.45) / np.sqrt(np.sum(impulse**2))
     impulse[0] = 1.0
     return impulse
 

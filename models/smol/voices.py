@@ -22,8 +22,8 @@ FLITE = {
 }
 """Shares of all that is trained on, in percent, and the least and greatest pitch in Hz."""
 ACCENTS = "en-US en-US en-US en-US-nyc en en en-GB-x-rp en-GB-x-gbclan en-GB-x-gbcwmd en-029"
-VARIANTS = """m1 m2 m3 m4 m6 m7 f1 f2 f3 f5 adam Andy Annie belinda benjamin boris david ed edward Denis grandma grandpa Jacky
-john Lee max michael mike miguel rob steph victor anika klatt2 sandro travis"""
+VARIANTS = """m1 m2 m3 m4 m6 m7 f1 f2 f3 f5 adam Annie belinda benjamin boris david edward Denis grandma grandpa Jacky
+john max michael mike miguel rob steph victor anika klatt2 sandro travis"""
 HELD_OUT = {"dev": ("en-US", "m5 f4 Alicia"), "test": ("en-GB-scotland", "m8 linda Marcelo")}
 
 
