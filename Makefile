@@ -8,7 +8,7 @@ PORT ?= 8000
 PIP_FLAGS ?=
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 
-.PHONY: help setup setup-plain-torch serve pico demo-model test check fuzz schemathesis bench soak overload lock check-images clean
+.PHONY: help setup setup-plain-torch serve pico demo-model model test check fuzz schemathesis bench soak overload lock check-images clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ pico: .venv/bin/blsp ## Install the one synthesiser of the demo's speech that co
 
 demo-model: pico ## Make the demo model from nothing: synthesise speech, train, evaluate (one and a half to two and a half hours on two cores; goes on where it was killed).
 	.venv/bin/python -m models.demo.build
+
+model: .venv/bin/blsp ## Train an adapter between Whisper base and SmolLM2 in runs/smol, with OPTIONS of models/smol/build.py (hours on two cores; goes on where it was killed).
+	.venv/bin/python -m models.smol.build $(OPTIONS)
 
 check: .venv/bin/blsp ## Lint, formatting, types and the rules of which part may import which.
 	.venv/bin/ruff check .
@@ -68,8 +71,8 @@ check-images: .venv/bin/blsp ## Do what the images' RUN lines do, as far as that
 	rm -rf build/image build/lib && mkdir -p build/image && cp --archive --link .venv build/image
 	build/image/.venv/bin/python deploy/unneeded.py cpu | xargs build/image/.venv/bin/python -m pip uninstall --quiet --yes
 	build/image/.venv/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation .
-	cd build/image && .venv/bin/python -I -c 'import service.http.app, service.http.server, service.loading as here; from service.settings import DEMO; \
-	  assert "build/image" in here.__file__ and (DEMO / "config.json").is_file()'
+	cd build/image && .venv/bin/python -I -c 'import service.http.app, service.http.server, service.loading as here; from service.settings import DEFAULT_MODEL; \
+	  assert "build/image" in here.__file__ and (DEFAULT_MODEL / "config.json").is_file()'
 	rm -rf build/image
 
 bench: .venv/bin/blsp ## Measure speed beside vLLM's own speech serving, the engine alone and a plain loop (33 minutes); writes benchmarks/RESULTS.md.

@@ -21,7 +21,7 @@ import models
 from service.gate.admission import Limits
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
-DEMO = Path(models.__file__).parent / "demo" / "checkpoint"  # the model that ships with the project
+DEFAULT_MODEL = Path(models.__file__).parent / "demo" / "checkpoint"  # what ships with the project
 
 
 def default_cache() -> Path:
@@ -31,7 +31,7 @@ def default_cache() -> Path:
 
 def model_name(model: str) -> str:
     """What a checkpoint is called where nobody names it: the last part of its path or id."""
-    return "blsp-demo" if Path(model) == DEMO else Path(model).name
+    return "blsp-demo" if Path(model) == DEFAULT_MODEL else Path(model).name
 
 
 class ModelSettings(BaseSettings):
@@ -40,7 +40,8 @@ class ModelSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="BLSP_", extra="forbid", protected_namespaces=())
 
     model: CliPositionalArg[str] = Field(
-        str(DEMO), description="folder or Hugging Face id of a checkpoint, in our layout or the official BLSP one"
+        str(DEFAULT_MODEL),
+        description="folder or Hugging Face id of a checkpoint, in our layout or the official BLSP one",
     )
     dtype: Dtype = Field("auto", description="precision of encoder, adapter and LLM; auto: the LLM's own")
     device: str = Field("auto", description="where the encoder runs, e.g. cuda:0; auto: the first GPU, else the CPU")
