@@ -18,7 +18,7 @@ from models.training import CONTINUE
 from models.training.batches import Collator
 from models.training.manifest import Example, Objective, ReadAudio
 from models.training.model import TRAINED, AdapterModel
-from models.training.states import Heard, keep_states
+from models.training.states import Heard, Progress, keep_states
 from models.training.trainer import LengthTrainer, run
 from models.weights import load_strict, read_tensors
 
@@ -67,12 +67,22 @@ def align(
     objective: Objective = "ce",
     instruction: str = CONTINUE,
     states: Path | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> AlignmentTrainer:
     """Trains the adapter of `checkpoint`, or a new one where it has none, into `args.output_dir`; goes on from the last checkpoint there.
 
     The result is a checkpoint in our layout that shares encoder and LLM with `checkpoint`, with TensorBoard logs and `loss.png` beside it.
     """
-    trainer = prepare(checkpoint, examples, read, args, objective=objective, instruction=instruction, states=states)
+    trainer = prepare(
+        checkpoint,
+        examples,
+        read,
+        args,
+        objective=objective,
+        instruction=instruction,
+        states=states,
+        progress=progress,
+    )
     run(trainer)
     return trainer
 
@@ -86,10 +96,12 @@ def prepare(
     objective: Objective = "ce",
     instruction: str = CONTINUE,
     states: Path | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> AlignmentTrainer:
     """Everything but the training: the frozen parts in bfloat16 with `args.bf16`, else in float32, and the adapter in float32.
 
-    With a folder `states` the encoder's states of all recordings are made and kept there first, and no step runs the encoder.
+    With a folder `states` the encoder's states of all recordings are made and kept there first, of which `progress` hears, and no step runs
+    the encoder.
     """
     dtype = torch.bfloat16 if args.bf16 else torch.float32
     llm = AutoModelForCausalLM.from_pretrained(checkpoint.llm, dtype=dtype)
@@ -105,7 +117,8 @@ def prepare(
     if states is not None:
         with args.main_process_first():
             embedder.encoder.to(args.device)
-            kept = keep_states((Heard(e.audio, e.samples) for e in examples), read, embedder, states).to(args.device)
+            heard = [Heard(example.audio, example.samples) for example in examples]
+            kept = keep_states(heard, read, embedder, states, progress).to(args.device)
     collator = Collator(
         read,
         replace(checkpoint.prompt_builder(torch.float32), llm_dim=0),  # its rows are filled in by the model

@@ -21,6 +21,9 @@ CHUNK = 2048  # recordings that are sorted by length together; a killed run begi
 BATCH_SECONDS = {"cpu": 20, "cuda": 1200}  # of audio that are encoded together
 CONTENT, NOTE = "states.f16", "states.json"
 
+Progress = Callable[[int, int], None]
+"""Hears how many recordings are encoded, and of how many."""
+
 
 class Heard(NamedTuple):
     """A recording and its number of samples."""
@@ -56,17 +59,16 @@ def keep_states(
     read: ReadAudio,
     embedder: Embedder,
     folder: Path | None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> EncoderStates:
     """Encodes every recording once, into `folder` or, where it is None, into the memory of the embedder's device.
 
     What the folder holds already is not encoded again, be it of a killed run or of another training; where another encoder made it, it is
     made anew. `progress` hears of the recordings done and of all. 1 kB a position of 512 dimensions, 50 positions a second: 180 MB an hour.
     """
-    asked = {str(item.audio): item for item in recordings}
     note = _Note(folder, _fingerprint(embedder))
     there = note.read()
-    heard = there + [item for audio, item in asked.items() if item not in set(there)]
+    heard = list(dict.fromkeys([*there, *recordings]))
     lengths = [encoder_length(n_frames(item.samples)) for item in heard]
     bounds = torch.tensor([0, *np.cumsum(lengths).tolist()])
     shape = (int(bounds[-1]), embedder.encoder.config.d_model)

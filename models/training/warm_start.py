@@ -4,7 +4,7 @@ No LLM runs, so a step costs a hundredth of one of alignment. CTC: Graves et al.
 embeddings times a learned scale; a learned vector stands for the blank.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from models.adapter import ModalityAdapter
 from models.checkpoint import Checkpoint, embedding_table
 from models.training.align import ADAPTER, AlignmentTrainer, first_adapter, shared_config, write_adapter
 from models.training.manifest import Example, ReadAudio
-from models.training.states import EncoderStates, Heard, keep_states
+from models.training.states import EncoderStates, Heard, Progress, keep_states
 from models.training.trainer import run
 from models.weights import load_strict, read_tensors
 
@@ -167,7 +167,7 @@ def warm_start(
     states: Path | None = None,
     negatives: int | None = None,
     masking: float = MASKING,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> WarmStartTrainer:
     """Trains the checkpoint's adapter, or a new one, on recordings and their transcripts, into `args.output_dir`.
 
@@ -190,16 +190,18 @@ def prepare(
     states: Path | None = None,
     negatives: int | None = None,
     masking: float = MASKING,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> WarmStartTrainer:
     """Everything but the training: the encoder in bfloat16 with `args.bf16`, else in float32."""
     out = Path(args.output_dir)
     embeddings = embedding_table(checkpoint.llm)
-    if not (out / ADAPTER).exists():
-        write_adapter(first_adapter(checkpoint, embeddings, args.seed), shared_config(checkpoint), out)
-    embedder = replace(checkpoint, folder=out).load_embedder()
-    embedder.encoder.to(args.device, torch.bfloat16 if args.bf16 else torch.float32)
-    kept = keep_states((Heard(e.audio, e.samples) for e in examples), read, embedder, states, progress).to(args.device)
+    with args.main_process_first():
+        if args.should_save and not (out / ADAPTER).exists():
+            write_adapter(first_adapter(checkpoint, embeddings, args.seed), shared_config(checkpoint), out)
+        embedder = replace(checkpoint, folder=out).load_embedder()
+        embedder.encoder.to(args.device, torch.bfloat16 if args.bf16 else torch.float32)
+        heard = [Heard(example.audio, example.samples) for example in examples]
+        kept = keep_states(heard, read, embedder, states, progress).to(args.device)
     tokenizer = checkpoint.tokenizer()
     candidates = tokens_of(tokenizer, [example.text for example in examples])
     model = WarmStart(embedder.adapter, kept, embeddings, candidates, negatives, masking)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -120,15 +121,17 @@ class Align(BaseSettings):
             for reason, count in passed_over.most_common():
                 console.print(f"lines passed over: {count} ({reason})")
         checkpoint = open_checkpoint(self.checkpoint, self.cache)
-        align(
-            checkpoint,
-            examples,
-            read_samples,
-            args,
-            objective=self.loss,
-            instruction=self.instruction,
-            states=self.states,
-        )
+        with resumed_progress("Encoding") if self.states else nullcontext() as show:
+            align(
+                checkpoint,
+                examples,
+                read_samples,
+                args,
+                objective=self.loss,
+                instruction=self.instruction,
+                states=self.states,
+                progress=show or (lambda done, total: None),
+            )
         if args.should_log:
             console.print(f"Wrote {self.out}")
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from models.checkpoint import open_checkpoint
 from models.training import CONTINUE
 from models.training.local import LocalModel
-from service.alignment.commands import Align, Continue, Evaluate, Instruct
+from service.alignment.commands import Align, Continue, Evaluate, Instruct, WarmStart
 from service.audio.recordings import read_samples
 from tests.serving import BLSP
 from tests.sounds import encode, voice, wav
@@ -35,6 +35,7 @@ class App(BaseSettings):
     model_config = SettingsConfigDict(cli_kebab_case=True, cli_implicit_flags=True)
 
     continue_: CliSubCommand[Continue] = Field(alias="continue")
+    warm_start: CliSubCommand[WarmStart]
     align: CliSubCommand[Align]
     evaluate: CliSubCommand[Evaluate]
     instruct: CliSubCommand[Instruct]
@@ -117,6 +118,27 @@ def test_align_then_evaluate(official: Path, recording: Path, tmp_path: Path) ->
     write(tmp_path / "questions.jsonl", [question])
     run("evaluate", tmp_path / "run", tmp_path / "questions.jsonl", tmp_path / "result", "--max-tokens", "4")
     assert json.loads((tmp_path / "result" / "evaluation.json").read_text())["alignment"]["tokens"] > 0
+
+
+def test_align_goes_on_from_a_warm_start(
+    official: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The states that the warm start kept are those that align takes; its lines say what they reply to and how they are learnt."""
+    options = ("--cache", tmp_path / "cache", "--states", tmp_path / "states", *TRAINER)
+    lines = [{"audio": f"a.wav:{i}:16000", "text": "No."} for i in range(4)]
+    write(tmp_path / "manifest.jsonl", lines)
+    run("warm-start", official, tmp_path / "manifest.jsonl", tmp_path / "warm", "--negatives", "2", *options)
+    assert "4/4" in capsys.readouterr().err
+    note = tmp_path / "states" / "states.json"
+    made = note.stat().st_mtime_ns
+    told = [{"instruction": "Repeat:", "loss": "ce"}, {"instruction": "Answer:", "loss": "kl"}] * 2
+    learnt = [line | reply | {"samples": 16000, "continuation": "No."} for line, reply in zip(lines, told, strict=True)]
+    write(tmp_path / "data.jsonl", learnt)
+    run("align", tmp_path / "warm", tmp_path / "data.jsonl", tmp_path / "run", *options)
+    assert note.stat().st_mtime_ns == made
+    warm, aligned = (load_file(tmp_path / folder / "adapter.safetensors") for folder in ("warm", "run"))
+    assert any(not torch.equal(aligned[name], weight) for name, weight in warm.items())
+    assert open_checkpoint(str(tmp_path / "run"), tmp_path).load_embedder()
 
 
 @pytest.fixture
