@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.adapter import real_positions
 from models.embedder import Embedder
 from models.encoder import encoder_length
 from models.features import SAMPLE_RATE, log_mels, n_frames
@@ -79,23 +80,29 @@ def keep_states(
         end = min(begin + CHUNK, len(heard))
         for places in _batches(lengths, range(begin, end), embedder.device.type):
             windows = [read(heard[i].audio)[: heard[i].samples] for i in places]
-            for i, states in zip(places, encode(embedder, windows), strict=True):
-                content[int(bounds[i]) : int(bounds[i + 1])] = states.to(content.device, torch.float16)
+            at = torch.cat([torch.arange(int(bounds[i]), int(bounds[i + 1])) for i in places])
+            content[at.to(content.device)] = encode(embedder, windows).to(content.device, torch.float16)
         note.write(heard[:end])
         progress(end, len(heard))
     return EncoderStates(content, bounds.to(content.device), {str(item.audio): i for i, item in enumerate(heard)})
 
 
 @torch.inference_mode()
-def encode(embedder: Embedder, windows: Sequence[Tensor]) -> list[Tensor]:
-    """Windows of samples (n_i,) -> the encoder's states (encoder_length_i, d_model), as the padding policy has them."""
+def encode(embedder: Embedder, windows: Sequence[Tensor]) -> Tensor:
+    """Windows of samples (n_i,) -> the encoder's states of all after each other (sum of encoder_length_i, d_model)."""
     samples = [window.to(embedder.device, torch.float32) for window in windows]
     exact = embedder.padding == "exact"
     features = (
         log_mels(samples, embedder.encoder.config.num_mel_bins) if exact else [embedder.features(w) for w in samples]
     )
-    states = embedder.encode(features)
-    return [s[: encoder_length(n_frames(len(w)))] for s, w in zip(states, windows, strict=True)]
+    frames = torch.tensor([item.shape[1] for item in features])
+    if embedder.device.type == "cuda":
+        batch = nn.utils.rnn.pad_sequence([item.T for item in features], batch_first=True).transpose(1, 2)
+        states = embedder.encoder.padded(batch.to(embedder.dtype), frames)
+    else:
+        states = embedder.encode(features)
+    lengths = torch.tensor([encoder_length(n_frames(len(window))) for window in windows])
+    return states[real_positions(states, lengths.to(states.device))]
 
 
 def _batches(lengths: Sequence[int], places: range, device: str) -> Iterator[list[int]]:

@@ -81,3 +81,10 @@ def test_convolve_is_a_convolution_of_each_item(kernel: int, stride: int, paddin
     items = [torch.randn(n, 8) for n in (1, 2, 5, 64)]
     for y, x in zip(convolve(conv, items), items, strict=True):
         torch.testing.assert_close(y, conv(x.T[None])[0].T, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_padded_batch_has_the_states_of_each_window(encoder: WhisperEncoder) -> None:
+    batch, frames = features(*FRAMES), torch.tensor(FRAMES)
+    for padded, packed, n in zip(encoder.padded(batch, frames), encoder(batch, frames), FRAMES, strict=True):
+        torch.testing.assert_close(padded[: encoder_length(n)], packed[: encoder_length(n)], atol=1e-5, rtol=0)
