@@ -1,0 +1,82 @@
+"""The recipe's own part: who is told what, which commands run, and what is left to ship."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.config import BlspConfig
+from models.smol import build
+from models.smol.instructions import REPEAT, REPEAT_TOO, REPLIES
+from models.training.manifest import Line, read_examples, read_manifest
+
+TEXTS = [f"This is the sentence of number {i}." for i in range(60)] + ["and lists of words", "Too short."]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for split in ("train", "dev"):
+        spoken = [{"audio": f"0.wav:{i * 900}:800", "text": text, "voice": "slt"} for i, text in enumerate(TEXTS)]
+        build.write_lines(tmp_path / split / "0.jsonl", iter(spoken))
+    (tmp_path / "sentences.txt").touch()
+    return tmp_path
+
+
+def test_each_reply_has_one_instruction(folder: Path) -> None:
+    told = build._assigned(folder, 40)
+    assert [instruction for _, instruction, _ in told] == list(REPLIES)
+    texts = [line.text for _, _, manifest in told for line in read_manifest(manifest, Line)]
+    assert len(texts) == len(set(texts)) == 40
+    assert set(texts) <= set(TEXTS[:-2])  # neither word lists nor what is too short to be replied to
+    assert told == build._assigned(folder, 40)
+
+
+def test_what_repeats_is_learnt_by_cross_entropy(folder: Path) -> None:
+    build._assigned(folder, 20)
+    examples, passed_over = read_examples(folder / "replies" / "repeat.jsonl")
+    assert len(examples) == 40
+    assert not passed_over
+    for example in examples:
+        assert (example.loss, example.continuation, example.samples) == ("ce", example.text, 800)
+        assert example.instruction in (REPEAT, *REPEAT_TOO)
+        assert example.audio.path == folder / "train" / "0.wav"
+
+
+def test_the_stages_follow_each_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[tuple[str, ...]] = []
+    monkeypatch.setattr(build, "run", lambda *command: commands.append(tuple(map(str, command))))
+    shipped: list[Path] = []
+    monkeypatch.setattr(build, "export", lambda *folders: shipped.extend(folders))
+    build.build(folder, 500, 20, (7, 8), 2, ["--bf16", "true"])
+    names = [command[2] if "-m" in command[:2] else command[1] for command in commands]
+    assert names == [
+        "models.smol.speech",
+        "models.smol.speech",
+        "warm-start",
+        *["continue"] * len(REPLIES),
+        "align",
+        "evaluate",
+    ]
+    warm, align = (next(c for c in commands if c[1] == name) for name in ("warm-start", "align"))
+    for command, steps, source, out in ((warm, "7", "start", "warm"), (align, "8", "warm", "aligned")):
+        assert command[2] == str(folder / source)
+        assert command[4] == str(folder / out)
+        assert command[command.index("--max_steps") + 1] == steps
+        assert command[-2:] == ("--bf16", "true")
+        assert command[command.index("--states") + 1] == str(folder / "states")
+    questions = list(map(json.loads, (folder / "questions.jsonl").read_text().splitlines()))
+    assert {q["reference"] for q in questions} == set(TEXTS)
+    assert shipped == [folder / "aligned", folder / "checkpoint"]
+
+
+def test_what_ships_names_its_parts(tmp_path: Path) -> None:
+    weights: dict[str, Any] = {"speech_ln.weight": torch.randn(8)}
+    (tmp_path / "aligned").mkdir()
+    save_file(weights, tmp_path / "aligned" / "adapter.safetensors")
+    build.export(tmp_path / "aligned", tmp_path / "checkpoint")
+    shipped = load_file(tmp_path / "checkpoint" / "adapter.safetensors")
+    assert shipped["speech_ln.weight"].equal(weights["speech_ln.weight"].bfloat16())
+    assert BlspConfig.read(tmp_path / "checkpoint") == build.CONFIG
