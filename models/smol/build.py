@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from models.checkpoint import fetch
 from models.config import AdapterSizes, BlspConfig
 from models.smol.instructions import REPEAT, REPEAT_TOO, REPLIES
+from models.training.manifest import read_json_lines
 
 ENCODER, LLM = "openai/whisper-base", "HuggingFaceTB/SmolLM2-135M-Instruct"
 SIZES = AdapterSizes(conv_kernel_sizes=(5, 5), inner_dim=512)
@@ -38,7 +39,7 @@ def lines(manifests: Path) -> list[dict[str, Any]]:
     return [
         fields | {"audio": str(manifests.absolute() / fields["audio"])}
         for manifest in sorted(manifests.glob("*.jsonl"))
-        for fields in map(json.loads, manifest.open())
+        for _, fields in read_json_lines(manifest)
     ]
 
 
