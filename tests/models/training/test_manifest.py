@@ -2,10 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from models.features import N_SAMPLES
 from models.training import InputError
-from models.training.manifest import AudioSpan, Example, Line, read_examples, read_manifest
+from models.training.manifest import AudioSpan, Example, Line, read_examples, read_manifest, read_transcripts
 
 
 @pytest.mark.parametrize(
@@ -50,3 +51,22 @@ def test_nothing_to_learn_from(tmp_path: Path) -> None:
     (tmp_path / "out.jsonl").write_text('{"dropped": "empty text"}\n')
     with pytest.raises(InputError, match="no line with a continuation"):
         read_examples(tmp_path)
+
+
+def test_transcripts_of_a_folder(tmp_path: Path) -> None:
+    lengths = {"whole.wav": 700, "long.wav": N_SAMPLES + 1}
+    lines = [
+        {"audio": "whole.wav", "text": "a"},
+        {"audio": "long.wav", "text": "b"},
+        {"audio": "talk.wav:5:900", "text": "c", "voice": "slt"},
+        {"audio": "talk.wav:5:900", "text": " "},
+    ]
+    (tmp_path / "0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = read_transcripts(tmp_path, lambda span: torch.zeros(lengths[span.path.name]))
+    assert found == [
+        Example(AudioSpan(tmp_path / "whole.wav"), 700, "a", ""),
+        Example(AudioSpan(tmp_path / "talk.wav", 5, 900), 900, "c", ""),
+    ]
+    (tmp_path / "0.jsonl").write_text(json.dumps(lines[3]))
+    with pytest.raises(InputError, match="no recording"):
+        read_transcripts(tmp_path, lambda span: torch.zeros(1))
