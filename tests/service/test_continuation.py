@@ -67,6 +67,7 @@ def test_every_line_is_continued_once(manifest: Path, tmp_path: Path) -> None:
             "audio": f"{tmp_path}/long.wav:{i * 1000}:16000",
             "text": f"sentence {i}",
             "samples": 16000,
+            "instruction": "Continue:",
             "continuation": f"sentence {i}"[::-1],
         }
     assert [(example.samples, example.text) for example in read_examples(out)[0]] == [
@@ -177,6 +178,7 @@ def test_what_is_dropped_is_counted(tmp_path: Path) -> None:
         "index": 4,
         "audio": f"{tmp_path}/bad.wav",
         "text": "hello",
+        "instruction": "Continue:",
         "dropped": "unreadable audio",
     }
     assert run(tmp_path / "m.jsonl", out, make_writer(max_seconds=2)) == counts
