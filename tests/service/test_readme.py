@@ -1,4 +1,4 @@
-"""The README's examples, run as printed but for the address and the model's name, and about recordings that it may not have."""
+"""The README's examples, run as printed but for the address and the model's name."""
 
 import re
 import shutil
@@ -10,7 +10,6 @@ import pytest
 
 from tests.javascript import FOLDER, needs_node
 from tests.serving import Server
-from tests.sounds import voice, wav
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -26,43 +25,32 @@ def here(example: str, server: Server) -> str:
     return example.replace("http://127.0.0.1:8000", server.url).replace(f'"{model}"', f'"{server.model}"')
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A working directory with a recording wherever an example names one."""
-    for example in examples("(?:sh|python|js)", "127.0.0.1:8000"):
-        for name in re.findall(r"(?<![\w./-])\w[\w./-]*\.(?:wav|flac)", example):
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_bytes(wav(voice(3)))
-    return tmp_path
-
-
 @pytest.mark.parametrize("example", examples("sh", "curl"))
-def test_curl(server: Server, example: str, folder: Path) -> None:
+def test_curl(server: Server, example: str) -> None:
     if missing := [name for name in ("curl", "ffmpeg") if name in example and shutil.which(name) is None]:
         pytest.skip(f"no {missing[0]}")
-    done = subprocess.run(
-        ["bash", "-c", here(example, server)], cwd=folder, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run(["bash", "-c", here(example, server)], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "data: [DONE]" in done.stdout
     assert '"error"' not in done.stdout
 
 
 @pytest.mark.parametrize("example", examples("python", "OpenAI"))
-def test_python(server: Server, example: str, folder: Path) -> None:
+def test_python(server: Server, example: str) -> None:
     code = [sys.executable, "-c", here(example, server)]
-    done = subprocess.run(code, cwd=folder, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
 
 @needs_node
 @pytest.mark.parametrize("example", examples("js", "OpenAI"))
-def test_javascript(server: Server, example: str, folder: Path) -> None:
-    """In a folder from which node finds the client."""
-    (folder / "node_modules").symlink_to(FOLDER / "node_modules")
-    (folder / "example.mjs").write_text(here(example, server))
-    done = subprocess.run(["node", "example.mjs"], cwd=folder, capture_output=True, text=True, timeout=120)
+def test_javascript(server: Server, example: str, tmp_path: Path) -> None:
+    """In a folder of its own, from which node finds the client."""
+    (tmp_path / "node_modules").symlink_to(FOLDER / "node_modules")
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    (tmp_path / "example.mjs").write_text(here(example, server))
+    done = subprocess.run(["node", "example.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "00:00:00,000 --> " in done.stdout
 
