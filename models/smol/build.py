@@ -1,7 +1,7 @@
 """`make model`: sentences, speech, warm start, replies, alignment, evaluation, each by the product's own command.
 
 Everything lies in one folder, and each stage goes on where it was killed. The sizes are options: with the defaults a machine of two cores
-with AMX is meant; a GPU takes `--utterances 200000 --bf16`.
+with AMX is meant; a GPU takes `--utterances 200000 --bf16 true`.
 """
 
 import argparse
@@ -77,18 +77,8 @@ def build(
     warm = ("--negatives", 2500, "--max_steps", steps[0])
     run(blsp, "warm-start", start, folder / "train", folder / "warm", *states, *warm, *options)
     for name, instruction, file in _assigned(folder, replies):
-        run(
-            blsp,
-            "continue",
-            file,
-            folder / "replies" / name,
-            "--model",
-            start,
-            "--instruction",
-            instruction,
-            "--max-tokens",
-            40,
-        )
+        told = ("--instruction", instruction, "--max-tokens", 40, "--cache", cache)
+        run(blsp, "continue", file, folder / "replies" / name, "--model", start, *told)
     aligned = ("--loss", "kl", "--max_steps", steps[1])
     run(blsp, "align", folder / "warm", folder / "replies", folder / "aligned", *states, *aligned, *options)
     questions = folder / "questions.jsonl"
