@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import AdapterSizes
-from models.encoder import ROWS, EncoderLayer, Linear, convolve
+from models.encoder import EncoderLayer, Linear, convolve, through
 
 HEAD_DIM = 64  # of the context layers' attention, as Whisper's
 
@@ -84,18 +84,10 @@ class ModalityAdapter(nn.Module):
         """Encoder states (batch, length, encoder_dim) with `lengths` (batch,) real positions each -> a list of (n_i, llm_dim)."""
         items = self.subsampler([item[:n] for item, n in zip(states, lengths.tolist(), strict=True)])  # (n_i, llm_dim)
         counts = [len(item) for item in items]
-        x = self._in_context(torch.cat(items), counts)
+        x = torch.cat(items)
+        if self.context:
+            x = through(self.context, x, counts)
         return list(self.speech_ln(self.adapter(x)).split(counts))  # (n_i, llm_dim)
-
-    def _in_context(self, x: Tensor, counts: list[int]) -> Tensor:
-        """Packed rows (total, llm_dim) of items of so many rows, each of which sees those of its own item."""
-        if not self.context:
-            return x
-        filler = -len(x) % ROWS
-        x = F.pad(x, (0, 0, 0, filler))
-        for layer in self.context:
-            x = layer(x, counts, filler)
-        return x[: len(x) - filler]
 
     def padded(self, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """As forward, in a padded batch, which is quicker in training: rows (batch, n, llm_dim) and how many of each are real (batch,)."""

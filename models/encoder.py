@@ -136,6 +136,15 @@ class EncoderLayer(nn.Module):
         return x + self.fc2(self.fc1(self.final_layer_norm(x), gelu=True))
 
 
+def through(layers: nn.ModuleList, x: Tensor, lengths: list[int]) -> Tensor:
+    """Packed rows x (total, dim) of windows of `lengths` through encoder layers, filled up to a multiple of `ROWS` rows meanwhile."""
+    filler = -len(x) % ROWS
+    x = F.pad(x, (0, 0, 0, filler))
+    for layer in layers:
+        x = layer(x, lengths, filler)
+    return x[: len(x) - filler]
+
+
 class WhisperEncoder(nn.Module):
     """Log-mel features to encoder states, 20 ms each."""
 
@@ -163,11 +172,7 @@ class WhisperEncoder(nn.Module):
             items = [F.gelu(x) for x in convolve(conv, items)]  # (length_i, dim)
         lengths = [len(x) for x in items]
         x = torch.cat([x + self.embed_positions.weight[: len(x)] for x in items])  # (total, dim)
-        filler = -len(x) % ROWS
-        x = F.pad(x, (0, 0, 0, filler))
-        for layer in self.layers:
-            x = layer(x, lengths, filler)
-        x = self.layer_norm(x[: len(x) - filler])
+        x = self.layer_norm(through(self.layers, x, lengths))
         return nn.utils.rnn.pad_sequence(x.split(lengths), batch_first=True)
 
     def padded(self, features: Tensor, frames: Tensor) -> Tensor:

@@ -96,9 +96,7 @@ class AdapterModel(nn.Module):
         """The rows of the recordings whose states are kept at `places` (batch,), all after each other (total, llm_dim)."""
         assert self.states is not None
         adapter = self.embedder.adapter
-        states, lengths = self.states.batch(places)
-        states = states.to(places.device, adapter.speech_ln.weight.dtype)
-        rows, counts = adapter.padded(states, lengths.to(places.device))
+        rows, counts = adapter.padded(*self.states.batch(places, adapter.speech_ln.weight.dtype))
         return rows[real_positions(rows, counts)]
 
     @torch.no_grad()

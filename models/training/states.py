@@ -46,13 +46,14 @@ class EncoderStates:
         """The same on another device."""
         return EncoderStates(self.content.to(device), self.bounds.to(device), self.places)
 
-    def batch(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """The states of some recordings (batch, length, d_model), with anything behind the lengths (batch,), on the states' device."""
-        places = places.to(self.bounds.device)
+    def batch(self, places: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """The states of some recordings (batch, length, d_model), with anything behind the lengths (batch,), on the device of `places`."""
+        here, places = places.device, places.to(self.bounds.device)
         starts = self.bounds[places]
         lengths = self.bounds[places + 1] - starts
         index = starts[:, None] + torch.arange(int(lengths.max()), device=starts.device)
-        return self.content[index.clamp(max=len(self.content) - 1)], lengths
+        states = self.content[index.clamp(max=len(self.content) - 1)]
+        return states.to(here, dtype), lengths.to(here)
 
 
 def keep_states(

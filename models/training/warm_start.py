@@ -19,7 +19,6 @@ from models.checkpoint import Checkpoint, embedding_table
 from models.training.align import ADAPTER, AlignmentTrainer, first_adapter, shared_config, write_adapter
 from models.training.manifest import Example, ReadAudio
 from models.training.states import EncoderStates, Heard, Progress, keep_states
-from models.training.trainer import run
 from models.weights import load_strict, read_tensors
 
 MASKING = 0.1  # of the states' channels, at most
@@ -61,8 +60,6 @@ class WarmStart(nn.Module):
     def forward(self, places: Tensor, targets: Tensor, target_lengths: Tensor) -> dict[str, Tensor]:
         """The loss of recordings at `places` (batch,) with token ids `targets` (batch, longest) of `target_lengths` (batch,)."""
         states, lengths = self.states.batch(places)
-        states = states.to(targets.device, torch.float32)
-        lengths = lengths.to(targets.device)
         if self.training:
             states = masked(states, lengths, self.masking)
         rows, counts = self.adapter.padded(states, lengths)
@@ -86,8 +83,7 @@ class WarmStart(nn.Module):
     @torch.inference_mode()
     def spell(self, places: Tensor) -> list[list[int]]:
         """The token ids that the rows of recordings say, greedily."""
-        states, lengths = self.states.batch(places)
-        rows, counts = self.adapter.padded(states.to(self.blank.device, torch.float32), lengths.to(self.blank.device))
+        rows, counts = self.adapter.padded(*self.states.batch(places.to(self.blank.device)))
         best = self.scores(rows, self.embeddings[self.candidates]).argmax(-1)
         return [
             self.candidates[ids[ids > 0] - 1].tolist()
@@ -158,29 +154,6 @@ class WarmStartTrainer(AlignmentTrainer):
             getattr(self.model, name).data.copy_(value)
 
 
-def warm_start(
-    checkpoint: Checkpoint,
-    examples: list[Example],
-    read: ReadAudio,
-    args: TrainingArguments,
-    *,
-    states: Path | None = None,
-    negatives: int | None = None,
-    masking: float = MASKING,
-    progress: Progress = lambda done, total: None,
-) -> WarmStartTrainer:
-    """Trains the checkpoint's adapter, or a new one, on recordings and their transcripts, into `args.output_dir`.
-
-    Goes on from the last checkpoint there. The encoder's states are kept in the folder `states`, or in the device's memory; `progress`
-    hears of the recordings encoded and of all.
-    """
-    trainer = prepare(
-        checkpoint, examples, read, args, states=states, negatives=negatives, masking=masking, progress=progress
-    )
-    run(trainer)
-    return trainer
-
-
 def prepare(
     checkpoint: Checkpoint,
     examples: list[Example],
@@ -192,7 +165,11 @@ def prepare(
     masking: float = MASKING,
     progress: Progress = lambda done, total: None,
 ) -> WarmStartTrainer:
-    """Everything but the training: the encoder in bfloat16 with `args.bf16`, else in float32."""
+    """A trainer of the checkpoint's adapter, or of a new one, by recordings and transcripts, into `args.output_dir`; `run` has it train.
+
+    The encoder is in bfloat16 with `args.bf16`, else in float32. Its states are kept in the folder `states`, or in the device's memory;
+    `progress` hears of the recordings encoded and of all.
+    """
     out = Path(args.output_dir)
     embeddings = embedding_table(checkpoint.llm)
     with args.main_process_first():

@@ -163,12 +163,13 @@ class WarmStart(BaseSettings):
         from models.checkpoint import open_checkpoint
         from models.training.arguments import WARM_START, training_arguments
         from models.training.manifest import read_transcripts
-        from models.training.warm_start import warm_start
+        from models.training.trainer import run
+        from models.training.warm_start import prepare
         from service.audio.recordings import read_samples
 
         args = training_arguments(self.out, self.trainer, WARM_START)
         with resumed_progress("Encoding") as show:
-            warm_start(
+            trainer = prepare(
                 open_checkpoint(self.checkpoint, self.cache),
                 read_transcripts(self.manifest, read_samples),
                 read_samples,
@@ -178,6 +179,7 @@ class WarmStart(BaseSettings):
                 masking=self.masking,
                 progress=show,
             )
+        run(trainer)
         console.print(f"Wrote {self.out}")
 
 

@@ -12,7 +12,8 @@ from models.checkpoint import Checkpoint, embedding_table
 from models.training.arguments import WARM_START, training_arguments
 from models.training.manifest import Example
 from models.training.states import EncoderStates, Heard, keep_states
-from models.training.warm_start import Spelled, WarmStart, WarmStartTrainer, masked, prepare, tokens_of, warm_start
+from models.training.trainer import run
+from models.training.warm_start import Spelled, WarmStart, WarmStartTrainer, masked, prepare, tokens_of
 from tests.models.training.conftest import read
 
 
@@ -93,7 +94,9 @@ def test_only_the_adapter_and_the_head_learn(
 
 def trainer(checkpoint: Checkpoint, short: list[Example], out: Path, *options: str) -> WarmStartTrainer:
     args = training_arguments(out, [*TRAINING, *options], WARM_START)
-    return warm_start(checkpoint, short, read, args, states=out.parent / "states")
+    trainer = prepare(checkpoint, short, read, args, states=out.parent / "states")
+    run(trainer)
+    return trainer
 
 
 def test_it_learns_to_spell(checkpoint: Checkpoint, short: list[Example], tmp_path: Path) -> None:
