@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import AdapterSizes
-from models.encoder import EncoderLayer, Linear, convolve, through
+from models.encoder import Linear, convolve
+from models.spelling import Speller
 
-HEAD_DIM = 64  # of the context layers' attention, as Whisper's
+REACH = 4  # positions to both sides that a context layer sees
 
 
 class Subsampler(nn.Module):
@@ -39,9 +40,12 @@ class Subsampler(nn.Module):
             items = [F.glu(x, dim=-1) for x in convolve(conv, items)]
         return list(items)
 
-    def padded(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of a padded batch (batch, length, in_dim) with `lengths` (batch,), for training: what is padding stays zero."""
-        for conv in self.conv_layers:
+    def padded(self, x: Tensor, lengths: Tensor, begin: int = 0, end: int | None = None) -> tuple[Tensor, Tensor]:
+        """The layers from `begin` to `end` on a padded batch (batch, length, in_dim) with `lengths` (batch,), for training.
+
+        What is padding is zero, and stays so.
+        """
+        for conv in self.conv_layers[begin:end]:
             y = F.glu(conv(x.transpose(1, 2)), dim=1).transpose(1, 2)
             lengths = (lengths - 1) // 2 + 1
             x = y * real_positions(y, lengths)[..., None]
@@ -66,34 +70,68 @@ class Bottleneck(nn.Module):
         return x + self.fc2(self.fc1(x, gelu=True))
 
 
+class ContextLayer(nn.Module):
+    """A convolution of each channel for itself, then a residual MLP, after ConvNeXt (Liu et al. 2022): what is around a position."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.conv = nn.Conv1d(dim, dim, 2 * REACH + 1, padding=REACH, groups=dim)
+        self.fc1 = Linear(dim, 2 * dim)
+        self.fc2 = Linear(2 * dim, dim)
+
+    def forward(self, x: Tensor, real: Tensor) -> Tensor:
+        """A padded batch x (batch, length, dim) -> the same shape; `real` (batch, length) says which positions are no padding."""
+        y = self.conv((self.norm(x) * real[..., None]).transpose(1, 2)).transpose(1, 2)
+        return x + self.fc2(self.fc1(y, gelu=True))
+
+
 class ModalityAdapter(nn.Module):
     """Encoder states to speech embeddings: subsampler, bottleneck and layer norm.
 
-    Where the sizes ask for context layers, which the paper has none of, they stand behind the subsampler.
+    Where the sizes ask for them, which the paper has none of, context layers stand behind the subsampler, and a speller at the end turns
+    the rows into the LLM's own embeddings of the tokens that are heard.
     """
 
     def __init__(self, encoder_dim: int, llm_dim: int, sizes: AdapterSizes) -> None:
         super().__init__()
         self.subsampler = Subsampler(encoder_dim, llm_dim, sizes.conv_kernel_sizes)
-        heads = max(1, llm_dim // HEAD_DIM)
-        self.context = nn.ModuleList(EncoderLayer(llm_dim, heads, 2 * llm_dim) for _ in range(sizes.context_layers))
+        self.context = nn.ModuleList(ContextLayer(llm_dim) for _ in range(sizes.context_layers))
         self.adapter = Bottleneck(llm_dim, sizes.inner_dim)
         self.speech_ln = nn.LayerNorm(llm_dim, eps=1e-5)
+        self.speller = Speller(llm_dim, sizes.spelling_dim) if sizes.spelling_dim else None
 
     def forward(self, states: Tensor, lengths: Tensor) -> list[Tensor]:
         """Encoder states (batch, length, encoder_dim) with `lengths` (batch,) real positions each -> a list of (n_i, llm_dim)."""
         items = self.subsampler([item[:n] for item, n in zip(states, lengths.tolist(), strict=True)])  # (n_i, llm_dim)
         counts = [len(item) for item in items]
-        x = torch.cat(items)
         if self.context:
-            x = through(self.context, x, counts)
-        return list(self.speech_ln(self.adapter(x)).split(counts))  # (n_i, llm_dim)
+            x = nn.utils.rnn.pad_sequence(items, batch_first=True)
+            real = real_positions(x, torch.tensor(counts, device=x.device))
+            x = self._in_context(x, real)[real]
+        else:
+            x = torch.cat(items)
+        rows = list(self.speech_ln(self.adapter(x)).split(counts))  # (n_i, llm_dim)
+        return rows if self.speller is None else [self.speller(item) for item in rows]
 
     def padded(self, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """As forward, in a padded batch, which is quicker in training: rows (batch, n, llm_dim) and how many of each are real (batch,)."""
-        x, lengths = self.subsampler.padded(states * real_positions(states, lengths)[..., None], lengths)
-        mask = real_positions(x, lengths)[:, None, None]  # (batch, 1, 1, n)
+        """The rows of a padded batch, before any speller, which is quicker in training.
+
+        Returns rows (batch, n, llm_dim) and how many of each are real (batch,).
+        """
+        rows, counts, _, _ = self.padded_with_first(states, lengths)
+        return rows, counts
+
+    def padded_with_first(self, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As padded, and what comes out of the first convolution (batch, n, channels), with how much of it is real (batch,)."""
+        first, first_counts = self.subsampler.padded(
+            states * real_positions(states, lengths)[..., None], lengths, end=1
+        )
+        x, counts = self.subsampler.padded(first, first_counts, begin=1)
+        x = self._in_context(x, real_positions(x, counts))
+        return self.speech_ln(self.adapter(x)), counts, first, first_counts
+
+    def _in_context(self, x: Tensor, real: Tensor) -> Tensor:
         for layer in self.context:
-            assert isinstance(layer, EncoderLayer)
-            x = layer.padded(x, mask)
-        return self.speech_ln(self.adapter(x)), lengths
+            x = layer(x, real)
+        return x

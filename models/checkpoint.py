@@ -61,6 +61,8 @@ class Checkpoint:
         embedder = Embedder(encoder, adapter, self.config.padding).to_empty(device="cpu")
         load_strict(encoder, _encoder_tensors(self.encoder), str(self.encoder))
         load_strict(adapter, _adapter_tensors(self.folder), str(self.folder / "adapter.safetensors"))
+        if adapter.speller is not None:
+            adapter.speller.know(self.tokenizer().get_vocab(), embedding_table(self.llm).float())
         embedder.requires_grad_(False).eval()
         self._check_norms(embedder)
         return embedder.to(device=device, dtype=dtype)

@@ -22,7 +22,10 @@ class AdapterSizes(BaseModel):
     conv_kernel_sizes: tuple[int, ...] = Field((5, 5, 5), min_length=1)
     """Width of each convolution of the subsampler; each one halves the number of frames."""
     context_layers: int = Field(0, ge=0)
-    """Transformer layers between the subsampler and the bottleneck; the paper has none."""
+    """Convolutional layers between the subsampler and the bottleneck, each of which sees 4 positions to both sides; the paper has none."""
+    spelling_dim: int = Field(0, ge=0)
+    """Width in which rows are compared with the spelling of the LLM's tokens, whose embeddings then take their place; 0, as in the paper:
+    the LLM reads the rows themselves."""
     inner_dim: int = Field(512, gt=0)
     """Width of the adapter's bottleneck."""
 
@@ -52,9 +55,11 @@ class BlspConfig(BaseModel):
     adapter: AdapterSizes = AdapterSizes()
     prompt_format: PromptFormat = "blsp"
     transcribe_instruction: str = "Please repeat the words you hear."
-    """What a transcription asks the model."""
+    """What a transcription asks the model; the speech stands at its "{speech}", or behind it."""
+    transcribe_quote: str = ""
+    """How the reply to that is begun, which is also where it ends: small LLMs repeat better what stands in quotes."""
     translate_instruction: str = "Please translate the following audio into English text."
-    """What a translation into English asks the model."""
+    """What a translation into English asks the model; the speech as in a transcription."""
     padding: PaddingPolicy = "30s"
     """"30s": every window is padded to 30 s, as the official code does. "exact": only real frames are encoded."""
 

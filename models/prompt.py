@@ -44,6 +44,8 @@ class Message:
     parts: Sequence[str | Speech]
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What else a chat template reads of a message: `name`, `tool_calls`, `tool_call_id`."""
+    between: str = "\n"
+    """What a chat template gets between the parts."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,17 @@ class Prompt:
         return Prompt(self.token_ids[:end], self.is_token[:end], self.rows[:end])
 
 
+PLACE = "{speech}"
+
+
+def about(instruction: str, speech: Speech) -> Message:
+    """The user's message of an instruction and the speech that it is about: at its `PLACE`, or behind it."""
+    if PLACE not in instruction:
+        return Message("user", [instruction, speech])
+    before, after = instruction.split(PLACE, 1)
+    return Message("user", [before, speech, after], between="")
+
+
 Segment = list[int] | Speech
 
 
@@ -86,16 +99,18 @@ class PromptBuilder:
         *,
         tools: list[dict[str, Any]] | None = None,
         template_options: dict[str, Any] | None = None,
+        begun: str = "",
     ) -> Prompt:
-        """Builds the prompt of a conversation that the assistant is to continue.
+        """Builds the prompt of a conversation that the assistant is to continue, whose reply has `begun`.
 
         `tools` and `template_options` go to the chat template. Raises ValueError for a conversation that the format cannot express.
         """
+        reply = [self._words.encode(begun)] if begun else []
         if self.prompt_format == "blsp":
             if tools or any(message.role == "tool" or "tool_calls" in message.extra for message in messages):
                 raise ValueError("tools need a model with a chat template; this one has the 'blsp' prompt format")
-            return self.join(blsp_segments(self._words, messages))
-        return self.join(template_segments(self._words, messages, tools, template_options or {}))
+            return self.join([*blsp_segments(self._words, messages), *reply])
+        return self.join([*template_segments(self._words, messages, tools, template_options or {}), *reply])
 
     def longest_token(self) -> int:
         """The characters of the longest token: no text has fewer tokens than its length by this."""
@@ -198,7 +213,7 @@ def template_segments(
         {
             **marks.shield(m.extra, words.markup),
             "role": m.role,
-            "content": "\n".join(shown(p, m.role) for p in m.parts if p),
+            "content": m.between.join(shown(p, m.role) for p in m.parts if p),
         }
         for m in messages
     ]

@@ -123,6 +123,8 @@ def _instructed(checkpoint: Checkpoint, settings: ModelSettings) -> Checkpoint:
     """The checkpoint, with the instructions that the settings name in place of its own."""
     names = ("transcribe_instruction", "translate_instruction")
     given = {name: value for name in names if (value := getattr(settings, name)) is not None}
+    if "transcribe_instruction" in given:
+        given["transcribe_quote"] = ""
     return replace(checkpoint, config=checkpoint.config.model_copy(update=given))
 
 

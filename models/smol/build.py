@@ -18,18 +18,19 @@ from safetensors.torch import load_file, save_file
 
 from models.checkpoint import fetch
 from models.config import AdapterSizes, BlspConfig
-from models.smol.instructions import REPEAT, REPEAT_TOO, REPLIES
+from models.smol.instructions import QUOTED, REPEAT, REPEAT_TOO, REPLIES
 from models.training.manifest import read_json_lines
 
 ENCODER, LLM = "openai/whisper-base", "HuggingFaceTB/SmolLM2-135M-Instruct"
-SIZES = AdapterSizes(conv_kernel_sizes=(5, 5), inner_dim=512)
+SIZES = AdapterSizes(conv_kernel_sizes=(3, 3), context_layers=2, inner_dim=128, spelling_dim=256)
 CONFIG = BlspConfig(
     encoder=ENCODER,
     llm=LLM,
     adapter=SIZES,
     prompt_format="chat-template",
     padding="exact",
-    transcribe_instruction=REPEAT,
+    transcribe_instruction=QUOTED,
+    transcribe_quote='"',
     translate_instruction="Translate this into English.",
 )
 

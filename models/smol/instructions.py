@@ -3,7 +3,10 @@
 from models.training import CONTINUE
 
 REPEAT = "Please repeat the words you hear."
-"""The checkpoint's instruction for transcriptions. Its reply is the transcript itself, learnt by cross-entropy."""
+"""Its reply is the transcript itself, learnt by cross-entropy."""
+
+QUOTED = 'Repeat the text between the quotes word for word.\n"{speech}"'
+"""What the checkpoint asks for a transcription, with the reply begun by a quotation mark: the LLM repeats text so three times as well."""
 
 REPEAT_TOO = ("Repeat the following sentence exactly.", "Write down what is said.")
 

@@ -141,7 +141,8 @@ def first_adapter(checkpoint: Checkpoint, embeddings: Tensor, seed: int) -> dict
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapter = ModalityAdapter(encoder_dim, checkpoint.llm_dim(), checkpoint.config.adapter)
-    nn.init.constant_(adapter.speech_ln.weight, embeddings.float().std().item())
+    if adapter.speller is None:
+        nn.init.constant_(adapter.speech_ln.weight, embeddings.float().std().item())
     return adapter.state_dict()
 
 

@@ -33,12 +33,12 @@ ALIGN = Recipe(
     },
 )
 WARM_START = Recipe(
-    192,
-    192,
+    96,
+    96,
     {
-        "learning_rate": 2e-3,
+        "learning_rate": 1.5e-3,
         "lr_scheduler_type": "cosine",
-        "weight_decay": 0.05,
+        "weight_decay": 0.02,
         "adam_beta2": 0.98,
         "warmup_steps": 100,
         "num_train_epochs": 10,

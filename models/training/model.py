@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from models.adapter import real_positions
 from models.embedder import Embedder
 from models.training.batches import IGNORED
 from models.training.states import EncoderStates
@@ -68,10 +67,12 @@ class AdapterModel(nn.Module):
             assert features is not None
             assert frames is not None
             assert lengths is not None
-            rows = self.speech_rows(features, frames, lengths)
+            items = self.speech_rows(features, frames, lengths)
         else:
-            rows = self.rows_at(places)
-        logits = predictions(self.llm, splice(self.llm, input_ids, is_speech, rows), attention_mask, labels)
+            items = self.rows_at(places)
+        counts = torch.tensor([len(rows) for rows in items], device=labels.device)
+        ids, is_speech, mask, labels = without_spare_rows(counts, input_ids, is_speech, attention_mask, labels)
+        logits = predictions(self.llm, splice(self.llm, ids, is_speech, torch.cat(items)), mask, labels)
         right = labels[labels != IGNORED]
         if compared is None:
             total = F.cross_entropy(logits, right, reduction="sum")
@@ -85,19 +86,21 @@ class AdapterModel(nn.Module):
             total = total + F.cross_entropy(logits[~token_compared], right[~token_compared], reduction="sum")
         return {"loss": total / (len(logits) if num_items_in_batch is None else num_items_in_batch)}
 
-    def speech_rows(self, features: Tensor, frames: Tensor, lengths: Tensor) -> Tensor:
-        """Features (batch, n_mels, T) with `frames` and `lengths` (batch,) -> rows of all items after each other (total, llm_dim)."""
+    def speech_rows(self, features: Tensor, frames: Tensor, lengths: Tensor) -> list[Tensor]:
+        """Features (batch, n_mels, T) with `frames` and `lengths` (batch,) -> the rows (n_i, llm_dim) of each item."""
         with torch.no_grad():
             states = self.embedder.encoder(features.to(self.embedder.dtype), frames)
         trained_dtype = self.embedder.adapter.speech_ln.weight.dtype  # DeepSpeed's bf16 engine converts it
-        return torch.cat(self.embedder.adapter(states.to(trained_dtype), lengths))
+        rows: list[Tensor] = self.embedder.adapter(states.to(trained_dtype), lengths)
+        return rows
 
-    def rows_at(self, places: Tensor) -> Tensor:
-        """The rows of the recordings whose states are kept at `places` (batch,), all after each other (total, llm_dim)."""
+    def rows_at(self, places: Tensor) -> list[Tensor]:
+        """The rows (n_i, llm_dim) of each of the recordings whose states are kept at `places` (batch,)."""
         assert self.states is not None
         adapter = self.embedder.adapter
         rows, counts = adapter.padded(*self.states.batch(places, adapter.speech_ln.weight.dtype))
-        return rows[real_positions(rows, counts)]
+        items = [item[:n] for item, n in zip(rows, counts.tolist(), strict=True)]
+        return items if adapter.speller is None else [adapter.speller(item) for item in items]
 
     @torch.no_grad()
     def from_transcript(self, text_ids: Tensor, text_mask: Tensor, text_labels: Tensor) -> Tensor:
@@ -112,6 +115,19 @@ def _drop_frozen(model: nn.Module, weights: dict[str, Tensor], prefix: str, meta
 
 def _miss_nothing_frozen(model: nn.Module, keys: Any) -> None:
     keys.missing_keys[:] = [name for name in keys.missing_keys if TRAINED in name]
+
+
+def without_spare_rows(
+    counts: Tensor, ids: Tensor, is_speech: Tensor, mask: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A batch padded on the right in which item i has room for `counts[i]` rows and no more; all but counts (batch, length).
+
+    A collator leaves room for all rows that a recording can have; an adapter that spells makes fewer.
+    """
+    real = mask.bool() & (~is_speech | (is_speech.cumsum(1) <= counts[:, None]))
+    order = torch.argsort((~real).int(), dim=1, stable=True)[:, : int(real.sum(1).max())]
+    ids, is_speech, mask, labels = (t.gather(1, order) for t in (ids, is_speech & real, real.to(mask.dtype), labels))
+    return ids, is_speech, mask, labels
 
 
 def splice(llm: PreTrainedModel, ids: Tensor, is_speech: Tensor, rows: Tensor) -> Tensor:

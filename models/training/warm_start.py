@@ -1,9 +1,10 @@
-"""A first adapter by CTC: its rows are compared with the LLM's own token embeddings and are to spell the transcript's tokens.
+"""A first adapter by CTC: its rows are to spell the transcript's tokens, and half-way to them its letters.
 
-No LLM runs, so a step costs a hundredth of one of alignment. CTC: Graves et al. 2006. The rows' scores are their products with the frozen
-embeddings times a learned scale; a learned vector stands for the blank.
+No LLM runs, so a step costs a hundredth of one of alignment. CTC: Graves et al. 2006; a second loss between the layers: Lee and Watanabe
+2021. Letters are learnt at once, and tokens by their letters.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,79 +17,80 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from models.adapter import ModalityAdapter
 from models.checkpoint import Checkpoint, embedding_table
+from models.spelling import SPACES, Speller, first_of_each
+from models.training import InputError
 from models.training.align import ADAPTER, AlignmentTrainer, first_adapter, shared_config, write_adapter
 from models.training.manifest import Example, ReadAudio
 from models.training.states import EncoderStates, Heard, Progress, keep_states
 from models.weights import load_strict, read_tensors
 
-MASKING = 0.1  # of the states' channels, at most
-SHARPNESS = 15.0  # of the scores at first: their spread between a row's own token and any other
+MASKING = 0.15  # of the states' channels, at most
+WEIGHT = 1.2  # of the letters' loss, a letter, beside the tokens', a token
+ALPHABET = "abcdefghijklmnopqrstuvwxyz' "
 HEAD = "head.pt"
 
 
 class WarmStart(nn.Module):
-    """The adapter with a head that spells: its loss is the negative log likelihood of the transcripts' tokens, a token.
+    """An adapter that spells, with a head that tells letters behind its first convolution.
 
-    `embeddings` (vocabulary, llm_dim) are the LLM's; `candidates`, sorted token ids, all that any transcript has. In a step the tokens of
-    the batch are scored with `negatives` random others of them (None: with all, which is exact, and right on a GPU).
+    Its loss is the negative log likelihood of the transcripts' tokens, a token, and of their letters, a letter. In a step the tokens of the
+    batch are scored with `negatives` random others (None: with all, which is exact, and right on a GPU).
     """
 
-    embeddings: Tensor
-    candidates: Tensor
-
     def __init__(
-        self,
-        adapter: ModalityAdapter,
-        states: EncoderStates,
-        embeddings: Tensor,
-        candidates: Tensor,
-        negatives: int | None = None,
-        masking: float = 0.0,
+        self, adapter: ModalityAdapter, states: EncoderStates, negatives: int | None = None, masking: float = 0.0
     ) -> None:
         super().__init__()
         self.adapter = adapter.float().requires_grad_(True)
         self.states = states
         self.negatives = negatives
         self.masking = masking
-        self.register_buffer("embeddings", embeddings.float(), persistent=False)
-        self.register_buffer("candidates", candidates, persistent=False)
-        norm = embeddings.float().norm(dim=1).mean()
-        self.scale = nn.Parameter((SHARPNESS / norm**2).log())
-        self.blank = nn.Parameter(torch.zeros(embeddings.shape[1]))
-        self.blank_bias = nn.Parameter(torch.zeros(()))
+        first = adapter.subsampler.conv_layers[0]
+        assert isinstance(first, nn.Conv1d)
+        self.letters = nn.Linear(first.out_channels // 2, 1 + len(ALPHABET))
 
-    def forward(self, places: Tensor, targets: Tensor, target_lengths: Tensor) -> dict[str, Tensor]:
-        """The loss of recordings at `places` (batch,) with token ids `targets` (batch, longest) of `target_lengths` (batch,)."""
+    @property
+    def speller(self) -> Speller:
+        """The adapter's."""
+        assert self.adapter.speller is not None
+        return self.adapter.speller
+
+    def forward(
+        self, places: Tensor, targets: Tensor, target_lengths: Tensor, letters: Tensor, letter_lengths: Tensor
+    ) -> dict[str, Tensor]:
+        """The loss of recordings at `places` (batch,).
+
+        Targets are places of spoken tokens (batch, longest) of `target_lengths` (batch,); letters count from 1 on.
+        """
         states, lengths = self.states.batch(places)
         if self.training:
             states = masked(states, lengths, self.masking)
-        rows, counts = self.adapter.padded(states, lengths)
-        candidates = self._scored(targets)
-        scores = self.scores(rows, self.embeddings[candidates]).log_softmax(-1)  # (batch, n, 1 + candidates)
-        labels = torch.searchsorted(candidates, targets) + 1
-        loss = F.ctc_loss(scores.transpose(0, 1), labels, counts, target_lengths, reduction="none", zero_infinity=True)
-        return {"loss": loss.sum() / target_lengths.sum()}
+        rows, counts, first, first_counts = self.adapter.padded_with_first(states, lengths)
+        tokens = self._scored(targets)
+        labels = targets if tokens is None else torch.searchsorted(tokens, targets)
+        loss = ctc(self.speller.scores(rows, tokens), labels + 1, counts, target_lengths)
+        return {"loss": loss + WEIGHT * ctc(self.letters(first), letters, first_counts, letter_lengths)}
 
-    def scores(self, rows: Tensor, embeddings: Tensor) -> Tensor:
-        """Rows (..., llm_dim) and embeddings (n, llm_dim) -> float32 scores (..., 1 + n), the blank's first."""
-        blank = rows @ self.blank + self.blank_bias
-        return torch.cat([blank[..., None].float(), (rows @ embeddings.T).float() * self.scale.exp()], -1)
-
-    def _scored(self, targets: Tensor) -> Tensor:
-        if self.negatives is None or self.negatives >= len(self.candidates):
-            return self.candidates
-        others = torch.randint(len(self.candidates), (self.negatives,), device=targets.device)
-        return torch.unique(torch.cat([self.candidates[others], targets.flatten()]))
+    def _scored(self, targets: Tensor) -> Tensor | None:
+        known = len(self.speller.ids)
+        if self.negatives is None or self.negatives >= known:
+            return None
+        others = torch.randint(known, (self.negatives,), device=targets.device)
+        return torch.unique(torch.cat([others, targets.flatten()]))
 
     @torch.inference_mode()
     def spell(self, places: Tensor) -> list[list[int]]:
         """The token ids that the rows of recordings say, greedily."""
-        rows, counts = self.adapter.padded(*self.states.batch(places.to(self.blank.device)))
-        best = self.scores(rows, self.embeddings[self.candidates]).argmax(-1)
-        return [
-            self.candidates[ids[ids > 0] - 1].tolist()
-            for ids in (torch.unique_consecutive(best[i, :n]) for i, n in enumerate(counts.tolist()))
-        ]
+        rows, counts = self.adapter.padded(*self.states.batch(places.to(self.letters.weight.device)))
+        scores = [self.speller.scores(row[:n]) for row, n in zip(rows, counts.tolist(), strict=True)]
+        return [self.speller.ids[item[first_of_each(item), 1:].argmax(-1)].tolist() for item in scores]
+
+
+def ctc(scores: Tensor, labels: Tensor, counts: Tensor, label_counts: Tensor) -> Tensor:
+    """The mean loss a label of scores (batch, n, 1 + classes) with `counts` real rows each."""
+    logs = scores.float().log_softmax(-1).transpose(0, 1)
+    loss = F.ctc_loss(logs, labels, counts, label_counts, reduction="none", zero_infinity=True)
+    return loss.sum() / label_counts.sum()
 
 
 def masked(states: Tensor, lengths: Tensor, share: float) -> Tensor:
@@ -114,28 +116,38 @@ def masked(states: Tensor, lengths: Tensor, share: float) -> Tensor:
 class Spelled:
     """A collator: examples to the arguments of WarmStart.forward."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, places: Mapping[str, int]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, spoken: Tensor, places: Mapping[str, int]) -> None:
         self._tokenizer = tokenizer
+        self._place_of = {token: place for place, token in enumerate(spoken.tolist())}
         self._places = places
 
+    def targets(self, text: str) -> list[int] | None:
+        """The places of a transcript's tokens among the spoken; None where one is not spoken.
+
+        A space stands before the first word: the transcript is to be read behind an instruction, or behind what was said before.
+        """
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        if ids and not self._tokenizer.convert_ids_to_tokens(ids[0]).startswith(SPACES):
+            ids = self._tokenizer.encode(f" {text}", add_special_tokens=False)
+        found = [self._place_of.get(i) for i in ids]
+        return None if None in found else [place for place in found if place is not None]
+
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """places, targets and target_lengths of the batch."""
-        ids = [
-            torch.tensor(ids)
-            for ids in self._tokenizer([e.text for e in examples], add_special_tokens=False)["input_ids"]
-        ]
+        """The batch; each transcript has targets."""
+        targets = [torch.tensor(self.targets(example.text)) for example in examples]
+        letters = [torch.tensor([ALPHABET.index(letter) + 1 for letter in in_letters(e.text)]) for e in examples]
         return {
             "places": torch.tensor([self._places[str(example.audio)] for example in examples]),
-            "targets": pad_sequence(ids, batch_first=True, padding_value=int(ids[0][0])),
-            "target_lengths": torch.tensor([len(item) for item in ids]),
+            "targets": pad_sequence(targets, batch_first=True, padding_value=int(targets[0][0])),
+            "target_lengths": torch.tensor([len(item) for item in targets]),
+            "letters": pad_sequence(letters, batch_first=True, padding_value=1),
+            "letter_lengths": torch.tensor([len(item) for item in letters]),
         }
 
 
-def tokens_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
-    """All token ids that texts have, sorted."""
-    return torch.tensor(
-        sorted({i for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"] for i in ids})
-    )
+def in_letters(text: str) -> str:
+    """A transcript in the letters of `ALPHABET`."""
+    return " ".join(re.sub(f"[^{ALPHABET}]+", " ", text.lower()).split())
 
 
 class WarmStartTrainer(AlignmentTrainer):
@@ -144,14 +156,12 @@ class WarmStartTrainer(AlignmentTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         out = Path(output_dir or self.args.output_dir)
         write_adapter(self.model.adapter.state_dict(), self._config, out)
-        head = {name: value.detach().cpu() for name, value in self.model.named_parameters() if "." not in name}
-        torch.save(head, out / HEAD)
+        torch.save({name: value.cpu() for name, value in self.model.letters.state_dict().items()}, out / HEAD)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         load_strict(self.model.adapter, read_tensors(folder), resume_from_checkpoint)
-        for name, value in torch.load(folder / HEAD, weights_only=True).items():
-            getattr(self.model, name).data.copy_(value)
+        self.model.letters.load_state_dict(torch.load(folder / HEAD, weights_only=True))
 
 
 def prepare(
@@ -168,19 +178,27 @@ def prepare(
     """A trainer of the checkpoint's adapter, or of a new one, by recordings and transcripts, into `args.output_dir`; `run` has it train.
 
     The encoder is in bfloat16 with `args.bf16`, else in float32. Its states are kept in the folder `states`, or in the device's memory;
-    `progress` hears of the recordings encoded and of all.
+    `progress` hears of the recordings encoded and of all. A head beside the checkpoint's adapter is gone on with. Raises InputError where
+    the adapter does not spell, or no transcript is of spoken tokens.
     """
+    if not checkpoint.config.adapter.spelling_dim:
+        raise InputError(f"{checkpoint.folder}: adapter.spelling_dim is 0: a warm start is for adapters that spell")
     out = Path(args.output_dir)
-    embeddings = embedding_table(checkpoint.llm)
     with args.main_process_first():
         if args.should_save and not (out / ADAPTER).exists():
+            embeddings = embedding_table(checkpoint.llm)
             write_adapter(first_adapter(checkpoint, embeddings, args.seed), shared_config(checkpoint), out)
         embedder = replace(checkpoint, folder=out).load_embedder()
         embedder.encoder.to(args.device, torch.bfloat16 if args.bf16 else torch.float32)
         heard = [Heard(example.audio, example.samples) for example in examples]
         kept = keep_states(heard, read, embedder, states, progress).to(args.device)
-    tokenizer = checkpoint.tokenizer()
-    candidates = tokens_of(tokenizer, [example.text for example in examples])
-    model = WarmStart(embedder.adapter, kept, embeddings, candidates, negatives, masking)
-    collator = Spelled(tokenizer, kept.places)
+    with torch.random.fork_rng():
+        torch.manual_seed(args.seed)
+        model = WarmStart(embedder.adapter, kept, negatives, masking)
+    if (checkpoint.folder / HEAD).exists():
+        model.letters.load_state_dict(torch.load(checkpoint.folder / HEAD, weights_only=True))
+    collator = Spelled(checkpoint.tokenizer(), model.speller.ids, kept.places)
+    examples = [example for example in examples if collator.targets(example.text) and in_letters(example.text)]
+    if not examples:
+        raise InputError("no transcript is of letters and of tokens that can be spoken")
     return WarmStartTrainer(shared_config(checkpoint), examples, model=model, args=args, data_collator=collator)

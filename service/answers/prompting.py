@@ -37,6 +37,7 @@ class Prompts:
         *,
         tools: list[dict[str, Any]] | None = None,
         template_options: dict[str, Any] | None = None,
+        begun: str = "",
     ) -> Prompt:
         """As PromptBuilder.build.
 
@@ -46,7 +47,7 @@ class Prompts:
         length = _characters([[message.parts, message.extra] for message in messages])
         length += _characters(tools) + _characters(template_options)
         self.check_length(length, param)
-        build = partial(self._builder.build, messages, tools=tools, template_options=template_options)
+        build = partial(self._builder.build, messages, tools=tools, template_options=template_options, begun=begun)
         try:
             if length <= LONG:
                 return build()

@@ -16,14 +16,20 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
+from models.config import BlspConfig
 from models.features import SAMPLE_RATE
-from models.prompt import Message, Speech
+from models.prompt import Message, Speech, about
 from service.answers.fields import as_list
 from service.answers.prompting import Prompts
 from service.answers.segments import srt, vtt
 from service.engine import Delta, Engine, Sampling
 from service.errors import ModelNotFound
 from service.listening.listener import Recording
+
+TOKENS, TOKENS_A_SECOND = (
+    32,
+    16,
+)  # of a piece's text, at most: three times as fast as anyone speaks, so an LLM that loops comes to an end
 
 ResponseFormat: TypeAlias = Literal["json", "text", "srt", "verbose_json", "vtt"]
 
@@ -148,6 +154,24 @@ Shape: TypeAlias = Callable[[Transcript, TranscriptionRequest], str | dict[str, 
 """How a transcript becomes a reply: Transcript.body or Transcript.translation."""
 
 
+@dataclass(frozen=True)
+class Task:
+    """What the model is asked, and the quotation mark, if any, that its reply begins and ends with."""
+
+    instruction: str
+    quote: str = ""
+
+    @classmethod
+    def transcribe(cls, config: BlspConfig) -> "Task":
+        """To write down what is said."""
+        return cls(config.transcribe_instruction, config.transcribe_quote)
+
+    @classmethod
+    def translate(cls, config: BlspConfig) -> "Task":
+        """To write down in English what is said."""
+        return cls(config.translate_instruction)
+
+
 class TranscriptionService:
     """Writes down what is said, or what it means in English."""
 
@@ -157,7 +181,7 @@ class TranscriptionService:
         self._model_name = model_name
 
     async def write(
-        self, request: TranscriptionRequest, transcript: Transcript, instruction: str
+        self, request: TranscriptionRequest, transcript: Transcript, to_do: Task
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Fills a transcript; yields OpenAI's `transcript.text.delta` events in the order of the recording, then the `done` event.
 
@@ -169,7 +193,7 @@ class TranscriptionService:
             )
         queues = [asyncio.Queue[str | None]() for _ in transcript.pieces]
         parts = zip(transcript.pieces, transcript.recording.windows, queues, strict=True)
-        tasks = [asyncio.create_task(self._write_piece(request, instruction, *part)) for part in parts]
+        tasks = [asyncio.create_task(self._write_piece(request, to_do, *part)) for part in parts]
         try:
             space = ""  # what the text so far ends with: it is said only when text follows
             for queue, task in zip(queues, tasks, strict=True):
@@ -187,15 +211,19 @@ class TranscriptionService:
     async def _write_piece(
         self,
         request: TranscriptionRequest,
-        instruction: str,
+        to_do: Task,
         piece: Piece,
         rows: Tensor,
         queue: asyncio.Queue[str | None],
     ) -> None:
         system = [Message("system", [request.prompt])] if request.prompt else []
-        sampling = Sampling(temperature=request.temperature, logprobs=request.response_format == "verbose_json")
+        stop = (to_do.quote,) if to_do.quote else ()
+        verbose = request.response_format == "verbose_json"
+        limit = TOKENS + round(TOKENS_A_SECOND * (piece.end - piece.start))
+        sampling = Sampling(limit, temperature=request.temperature, stop=stop, logprobs=verbose)
         try:
-            prompt = await self._prompts.build([*system, Message("user", [instruction, Speech(rows)])], "prompt")
+            asked = about(to_do.instruction, Speech(rows))
+            prompt = await self._prompts.build([*system, asked], "prompt", begun=to_do.quote)
             async with aclosing(self._engine.stream(prompt, sampling, f"transcription-{uuid.uuid4().hex}")) as deltas:
                 async for delta in deltas:
                     piece.add(delta)

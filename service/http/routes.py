@@ -23,7 +23,7 @@ from service.answers.fields import parse_fields
 from service.answers.last import last
 from service.answers.segments import quietest_cut
 from service.answers.speech import SpeechRequest
-from service.answers.transcription import Shape, Transcript, TranscriptionRequest
+from service.answers.transcription import Shape, Task, Transcript, TranscriptionRequest
 from service.audio.upload import GrowingBuffer
 from service.engine import VLLM_VERSION
 from service.errors import ApiError, ModelNotFound, Unavailable
@@ -120,20 +120,20 @@ async def _generate(request: Request, answer: Awaitable[AsyncIterator[str] | dic
 @router.post("/v1/audio/transcriptions", **TRANSCRIPTION)
 async def transcriptions(request: Request, service: Ready) -> Response:
     """OpenAI's transcriptions: writes down what is said. A recording of any length is cut at quiet places."""
-    return await _transcribe(request, service, service.checkpoint.config.transcribe_instruction, Transcript.body)
+    return await _transcribe(request, service, Task.transcribe(service.checkpoint.config), Transcript.body)
 
 
 @router.post("/v1/audio/translations", **TRANSCRIPTION)
 async def translations(request: Request, service: Ready) -> Response:
     """OpenAI's translations: writes down in English what is said in another language."""
-    return await _transcribe(request, service, service.checkpoint.config.translate_instruction, Transcript.translation)
+    return await _transcribe(request, service, Task.translate(service.checkpoint.config), Transcript.translation)
 
 
-async def _transcribe(request: Request, service: Service, instruction: str, shape: Shape) -> Response:
+async def _transcribe(request: Request, service: Service, to_do: Task, shape: Shape) -> Response:
     fields, recording = await _receive(request, service, quietest_cut)
     options = parse_fields(TranscriptionRequest, fields)
     transcript = Transcript.of(recording)
-    events = service.transcription.write(options, transcript, instruction)
+    events = service.transcription.write(options, transcript, to_do)
     if options.stream:
         first = await _unless_gone(request, anext(events))
         return EventStream(_sse(first, events))

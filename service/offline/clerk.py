@@ -23,7 +23,7 @@ from service.answers.fields import parse_values
 from service.answers.last import last
 from service.answers.segments import quietest_cut
 from service.answers.speech import SpeechRequest
-from service.answers.transcription import Shape, Transcript, TranscriptionRequest
+from service.answers.transcription import Shape, Task, Transcript, TranscriptionRequest
 from service.audio.recordings import open_recording
 from service.engine import VLLMClientError, as_api_error
 from service.errors import ApiError, InvalidRequest, Unavailable
@@ -106,16 +106,16 @@ class Clerk:
         return await last(self._service.speech.answer(request, await self._hear(body)))
 
     async def _transcribe(self, body: Fields) -> Any:
-        return await self._write(body, self._service.checkpoint.config.transcribe_instruction)
+        return await self._write(body, Task.transcribe(self._service.checkpoint.config))
 
     async def _translate(self, body: Fields) -> Any:
-        return await self._write(body, self._service.checkpoint.config.translate_instruction, Transcript.translation)
+        return await self._write(body, Task.translate(self._service.checkpoint.config), Transcript.translation)
 
-    async def _write(self, body: Fields, instruction: str, shape: Shape = Transcript.body) -> Any:
+    async def _write(self, body: Fields, to_do: Task, shape: Shape = Transcript.body) -> Any:
         request = parse_values(TranscriptionRequest, _without_audio(body))
         _refuse_stream(request.stream)
         transcript = Transcript.of(await self._hear(body, quietest_cut))
-        await last(self._service.transcription.write(request, transcript, instruction))
+        await last(self._service.transcription.write(request, transcript, to_do))
         return shape(transcript, request)
 
     async def _hear(self, body: Fields, cut: Cut = len) -> Recording:

@@ -1,6 +1,7 @@
 """Prompts: the official ids, and speech rows where speech is."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from tokenizers import AddedToken
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from models.prompt import ASSISTANT, HUMAN, Message, Prompt, PromptBuilder, Speech
+from models.prompt import ASSISTANT, HUMAN, Message, Prompt, PromptBuilder, Speech, about
 from models.random_init import byte_tokenizer
 
 DIM = 8
@@ -243,6 +244,12 @@ class TestChatTemplate:
             B,
             ids("\nAnd?</user>\n<assistant>"),
         )
+
+    def test_speech_within_an_instruction(self, template: PromptBuilder) -> None:
+        encode = partial(template.tokenizer.encode, add_special_tokens=False)
+        prompt = template.build([about('Say: "{speech}"', A)], begun='"')
+        assert_prompt(prompt, encode('<s><user>Say: "'), A, encode('"</user>\n<assistant>"'))
+        assert about("Say it.", A) == Message("user", ["Say it.", A])
 
     def test_no_speech(self, template: PromptBuilder) -> None:
         [bos, *ids] = template.build([user("Hi")]).token_ids

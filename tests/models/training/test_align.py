@@ -162,7 +162,7 @@ def test_a_new_adapter_starts_at_the_spread_of_the_embeddings(
     args = training_arguments(tmp_path / "out", OPTIONS, ALIGN)
     trainer = prepare(open_checkpoint(str(bare), tmp_path), examples, read, args)
     batch = collator(examples)
-    rows = trainer.model.speech_rows(batch["features"], batch["frames"], batch["lengths"])
+    rows = torch.cat(trainer.model.speech_rows(batch["features"], batch["frames"], batch["lengths"]))
     embeddings = trainer.model.llm.get_input_embeddings().weight
     assert rows.std().item() == pytest.approx(embeddings.std().item(), rel=0.05)
 

@@ -11,7 +11,7 @@ from models.checkpoint import Checkpoint
 from models.prompt import Message, PromptBuilder, Speech
 from models.training.batches import IGNORED, Collator, reply_ids, transcript_message
 from models.training.manifest import Example
-from models.training.model import AdapterModel, divergence, predictions, splice
+from models.training.model import AdapterModel, divergence, predictions, splice, without_spare_rows
 from models.training.states import EncoderStates, Heard, keep_states
 from tests.models.training.conftest import read
 
@@ -51,7 +51,7 @@ def test_training_and_serving_build_identical_tensors(
     collator, batch = comparing, comparing(examples)
     with torch.no_grad():
         rows = model.speech_rows(batch["features"], batch["frames"], batch["lengths"])
-        embeddings = splice(model.llm, batch["input_ids"], batch["is_speech"], rows)
+        embeddings = splice(model.llm, batch["input_ids"], batch["is_speech"], torch.cat(rows))
     served = checkpoint.load_embedder().embed([read(example.audio) for example in examples])
     for i, example in enumerate(examples):
         prompt = prompts.build([Message("user", ["Continue:", Speech(served[i])])])
@@ -129,7 +129,7 @@ def test_kl_is_zero_where_the_speech_reads_like_the_transcript(
     batch = comparing(examples)
     assert model(**batch)["loss"] > 0.01
     as_text = {"input_ids": batch["text_ids"], "attention_mask": batch["text_mask"], "labels": batch["text_labels"]}
-    model.speech_rows = lambda *_: torch.zeros(0, checkpoint.llm_dim())  # type: ignore[method-assign]
+    model.speech_rows = lambda *_: [torch.zeros(0, checkpoint.llm_dim())] * len(examples)  # type: ignore[method-assign]
     nothing = {"is_speech": torch.zeros_like(batch["text_ids"], dtype=torch.bool)}
     assert model(**(batch | as_text | nothing))["loss"].abs() < 1e-6
 
@@ -138,7 +138,7 @@ def test_the_student_is_who_hears(checkpoint: Checkpoint, comparing: Collator, e
     """KL(given the transcript || given the speech), not the other way round."""
     model, batch = make(checkpoint), comparing(examples)
     teacher = model.from_transcript(batch["text_ids"], batch["text_mask"], batch["text_labels"])
-    rows = model.speech_rows(batch["features"], batch["frames"], batch["lengths"])
+    rows = torch.cat(model.speech_rows(batch["features"], batch["frames"], batch["lengths"]))
     embeddings = splice(model.llm, batch["input_ids"], batch["is_speech"], rows)
     student = predictions(model.llm, embeddings, batch["attention_mask"], batch["labels"])
     torch.testing.assert_close(model(**batch)["loss"], divergence(teacher, student).mean())
@@ -222,3 +222,23 @@ def test_bfloat16_frozen_parts(checkpoint: Checkpoint, collator: Collator, examp
     loss.backward()
     assert all(grad.dtype == torch.float32 for grad in gradients(model).values())
     torch.testing.assert_close(loss, make(checkpoint)(**collator(examples))["loss"], rtol=0.05, atol=0)
+
+
+def test_a_prompt_has_room_for_the_rows_that_are_there() -> None:
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0]])
+    ids = torch.tensor([[1, 0, 0, 0, 2, 3, 4], [1, 0, 0, 2, 3, 0, 0]])
+    is_speech = torch.tensor([[0, 1, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 0, 0]]).bool()
+    labels = torch.where(ids > 2, ids, IGNORED)
+    found = without_spare_rows(torch.tensor([1, 2]), ids, is_speech, mask, labels)
+    assert [t.tolist() for t in found] == [
+        [[1, 0, 2, 3, 4], [1, 0, 0, 2, 3]],
+        [[False, True, False, False, False], [False, True, True, False, False]],
+        [[1, 1, 1, 1, 1], [1, 1, 1, 1, 1]],
+        [[IGNORED, IGNORED, IGNORED, 3, 4], [IGNORED, IGNORED, IGNORED, IGNORED, 3]],
+    ]
+    for whole, same in zip(
+        (ids, is_speech, mask, labels),
+        without_spare_rows(torch.tensor([3, 2]), ids, is_speech, mask, labels),
+        strict=True,
+    ):
+        assert torch.equal(whole, same)

@@ -1,5 +1,6 @@
 import hashlib
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import jiwer
@@ -9,11 +10,14 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from models.checkpoint import Checkpoint, embedding_table
+from models.config import AdapterSizes
+from models.training import InputError
+from models.training.align import first_adapter, shared_config, write_adapter
 from models.training.arguments import WARM_START, training_arguments
 from models.training.manifest import Example
 from models.training.states import EncoderStates, Heard, keep_states
 from models.training.trainer import run
-from models.training.warm_start import Spelled, WarmStart, WarmStartTrainer, masked, prepare, tokens_of
+from models.training.warm_start import WEIGHT, Spelled, WarmStart, WarmStartTrainer, ctc, masked, prepare
 from tests.models.training.conftest import read
 
 
@@ -31,24 +35,30 @@ TRAINING = ["--per_device_train_batch_size", "6", "--report_to", "none", "--use_
 
 
 @pytest.fixture(scope="module")
+def speller(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A checkpoint whose adapter spells."""
+    folder = tmp_path_factory.mktemp("speller")
+    sizes = AdapterSizes(conv_kernel_sizes=(3, 3), context_layers=1, inner_dim=16, spelling_dim=32)
+    config = shared_config(checkpoint).model_copy(update={"adapter": sizes})
+    spelling = replace(checkpoint, folder=folder, config=config)
+    write_adapter(first_adapter(spelling, embedding_table(checkpoint.llm), 0), config, folder)
+    return spelling
+
+
+@pytest.fixture(scope="module")
 def short(examples: list[Example]) -> list[Example]:
     """Examples whose texts, a token a letter, have no more tokens than the recordings have rows."""
     return [example._replace(text=example.text[:2]) for example in examples]
 
 
 @pytest.fixture(scope="module")
-def states(checkpoint: Checkpoint, short: list[Example]) -> EncoderStates:
-    return keep_states([Heard(e.audio, e.samples) for e in short], read, checkpoint.load_embedder(), None)
+def states(speller: Checkpoint, short: list[Example]) -> EncoderStates:
+    return keep_states([Heard(e.audio, e.samples) for e in short], read, speller.load_embedder(), None)
 
 
-def make(
-    checkpoint: Checkpoint, states: EncoderStates, short: list[Example], negatives: int | None = None
-) -> tuple[WarmStart, dict[str, Tensor]]:
-    tokenizer = checkpoint.tokenizer()
-    candidates = tokens_of(tokenizer, [example.text for example in short])
-    table = embedding_table(checkpoint.llm)
-    model = WarmStart(checkpoint.load_embedder().adapter, states, table, candidates, negatives)
-    return model, Spelled(tokenizer, states.places)(short)
+def make(speller: Checkpoint, states: EncoderStates, negatives: int | None = None) -> tuple[WarmStart, Spelled]:
+    model = WarmStart(speller.load_embedder().adapter, states, negatives)
+    return model, Spelled(speller.tokenizer(), model.speller.ids, states.places)
 
 
 def paths(scores: Tensor, target: list[int]) -> Tensor:
@@ -61,59 +71,74 @@ def paths(scores: Tensor, target: list[int]) -> Tensor:
     return total
 
 
-def test_the_loss_is_that_of_all_paths(checkpoint: Checkpoint, states: EncoderStates, short: list[Example]) -> None:
-    item = min(short, key=lambda example: example.samples)
-    model, _ = make(checkpoint, states, [item])
-    batch = Spelled(checkpoint.tokenizer(), states.places)([item])
-    rows = checkpoint.load_embedder().embed([read(item.audio)])[0]
-    with torch.no_grad():
-        scores = model.scores(rows, model.embeddings[model.candidates])
-        labels = (torch.searchsorted(model.candidates, batch["targets"][0]) + 1).tolist()
-        loss = model.eval()(**batch)["loss"] * len(labels)
-    assert loss.item() == pytest.approx(-paths(scores, labels).log().item(), rel=0.01)
+def test_the_loss_is_that_of_all_paths() -> None:
+    scores = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    targets, lengths, counts = [[1, 3], [2, 2, 1]], torch.tensor([2, 3]), torch.tensor([4, 5])
+    likelihoods = [paths(s[:n], t) for s, n, t in zip(scores, counts.tolist(), targets, strict=True)]
+    loss = ctc(scores, torch.tensor([[1, 3, 0], [2, 2, 1]]), counts, lengths)
+    torch.testing.assert_close(loss, -torch.stack(likelihoods).log().sum() / 5)
 
 
-def test_a_batch_is_its_items(checkpoint: Checkpoint, states: EncoderStates, short: list[Example]) -> None:
-    model, batch = make(checkpoint, states, short)
+def test_a_batch_is_its_items(speller: Checkpoint, states: EncoderStates, short: list[Example]) -> None:
+    model, spelled = make(speller, states)
     model.eval()
+    one_by_one = [spelled([example]) for example in short]
     with torch.no_grad():
-        alone = [model(**Spelled(checkpoint.tokenizer(), states.places)([e]))["loss"] for e in short]
-        lengths = batch["target_lengths"]
-        expected = sum(loss * n for loss, n in zip(alone, lengths, strict=True)) / lengths.sum()
-        torch.testing.assert_close(model(**batch)["loss"], expected, rtol=1e-4, atol=1e-4)
+        tokens, letters = (
+            sum(ctc_of(model, batch) * batch[n] for batch in one_by_one) / sum(batch[n] for batch in one_by_one)
+            for n, ctc_of in (("target_lengths", token_loss), ("letter_lengths", letter_loss))
+        )
+        found = model(**spelled(short))["loss"]
+    torch.testing.assert_close(found[None], tokens + WEIGHT * letters, rtol=1e-4, atol=1e-4)
 
 
-def test_only_the_adapter_and_the_head_learn(
-    checkpoint: Checkpoint, states: EncoderStates, short: list[Example]
-) -> None:
-    model, batch = make(checkpoint, states, short, negatives=2)
-    model(**batch)["loss"].backward()
+def letter_loss(model: WarmStart, batch: dict[str, Tensor]) -> Tensor:
+    """The letters' part of the loss of a batch."""
+    *_, first, counts = model.adapter.padded_with_first(*model.states.batch(batch["places"]))
+    return ctc(model.letters(first), batch["letters"], counts, batch["letter_lengths"])
+
+
+def token_loss(model: WarmStart, batch: dict[str, Tensor]) -> Tensor:
+    """The tokens' part of the loss of a batch."""
+    return model(**batch)["loss"] - WEIGHT * letter_loss(model, batch)
+
+
+def test_only_the_adapter_and_the_head_learn(speller: Checkpoint, states: EncoderStates, short: list[Example]) -> None:
+    model, spelled = make(speller, states, negatives=2)
+    model(**spelled(short))["loss"].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
-    assert not model.embeddings.requires_grad
 
 
-def trainer(checkpoint: Checkpoint, short: list[Example], out: Path, *options: str) -> WarmStartTrainer:
+def test_transcripts_that_are_not_of_spoken_tokens_have_no_targets(speller: Checkpoint, states: EncoderStates) -> None:
+    model, spelled = make(speller, states)
+    places = spelled.targets("No.")
+    assert places is not None
+    assert speller.tokenizer().decode(model.speller.ids[places]) == "No."
+    assert spelled.targets("Nr. 5") is None
+
+
+def trainer(speller: Checkpoint, short: list[Example], out: Path, *options: str) -> WarmStartTrainer:
     args = training_arguments(out, [*TRAINING, *options], WARM_START)
-    trainer = prepare(checkpoint, short, read, args, states=out.parent / "states")
+    trainer = prepare(speller, short, read, args, states=out.parent / "states")
     run(trainer)
     return trainer
 
 
-def test_it_learns_to_spell(checkpoint: Checkpoint, short: list[Example], tmp_path: Path) -> None:
-    run = trainer(checkpoint, short, tmp_path / "run", "150", "--warmup_steps", "10")
+def test_it_learns_to_spell(speller: Checkpoint, short: list[Example], tmp_path: Path) -> None:
+    run = trainer(speller, short, tmp_path / "run", "300", "--warmup_steps", "10", "--learning_rate", "5e-3")
     model = run.model.eval()
     places = torch.tensor([model.states.places[str(e.audio)] for e in short])
-    spelled = [checkpoint.tokenizer().decode(ids) for ids in model.spell(places)]
+    spelled = [speller.tokenizer().decode(ids) for ids in model.spell(places)]
     assert jiwer.cer([e.text for e in short], spelled) < 0.2
 
 
-def test_a_resumed_run_ends_as_one_in_one_go(checkpoint: Checkpoint, short: list[Example], tmp_path: Path) -> None:
-    whole = trainer(checkpoint, short, tmp_path / "whole", "8", "--save_steps", "3")
+def test_a_resumed_run_ends_as_one_in_one_go(speller: Checkpoint, short: list[Example], tmp_path: Path) -> None:
+    whole = trainer(speller, short, tmp_path / "whole", "8", "--save_steps", "3")
     args = training_arguments(tmp_path / "cut", [*TRAINING, "8", "--save_steps", "3"], WARM_START)
-    first = prepare(checkpoint, short, read, args, states=tmp_path / "states")
+    first = prepare(speller, short, read, args, states=tmp_path / "states")
     first.add_callback(_Stop(3))
     first.train()
-    resumed = trainer(checkpoint, short, tmp_path / "cut", "8", "--save_steps", "3")
+    resumed = trainer(speller, short, tmp_path / "cut", "8", "--save_steps", "3")
     for (name, a), b in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
     assert digest(tmp_path / "whole") == digest(tmp_path / "cut")
@@ -123,12 +148,26 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "adapter.safetensors").read_bytes()).hexdigest()
 
 
-def test_what_it_makes_is_a_checkpoint(checkpoint: Checkpoint, short: list[Example], tmp_path: Path) -> None:
+def test_what_it_makes_is_a_checkpoint(speller: Checkpoint, short: list[Example], tmp_path: Path) -> None:
     from models.checkpoint import open_checkpoint
 
-    trainer(checkpoint, short, tmp_path / "run", "1")
+    trainer(speller, short, tmp_path / "run", "1")
     rows = open_checkpoint(str(tmp_path / "run"), tmp_path).load_embedder().embed([read(short[0].audio)])[0]
     assert rows.isfinite().all()
+
+
+def test_an_adapter_that_does_not_spell_is_refused(
+    checkpoint: Checkpoint, short: list[Example], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="spelling_dim"):
+        trainer(checkpoint, short, tmp_path / "run", "1")
+
+
+def test_a_warm_start_without_anything_to_spell_is_refused(
+    speller: Checkpoint, short: list[Example], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="no transcript"):
+        trainer(speller, [example._replace(text="5") for example in short], tmp_path / "run", "1")
 
 
 def test_masking_hides_no_more_than_its_share() -> None:

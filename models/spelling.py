@@ -1,0 +1,126 @@
+"""Rows that name tokens: an adapter's rows become mixtures of the LLM's own token embeddings, one for each token that is heard.
+
+A row is compared with what a small network makes of each token's letters, so that a token that no training had is heard by its spelling;
+blanks and repetitions leave, as in connectionist temporal classification (Graves et al. 2006).
+"""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.encoder import Linear
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz'.,?!"
+LONGEST = 16  # letters of a token
+MIXED = 8  # tokens of which a row is a mixture, at most
+PART = 4096  # spellings that are read at once
+SPACES = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write the space before a word
+SPOKEN = re.compile(r"[Ġ▁]?(?:[A-Z]?[a-z']+|[A-Z]|[.,?!])|[Ġ▁]")
+"""Tokens that speech is made of."""
+
+
+def spoken_tokens(vocabulary: Mapping[str, int]) -> tuple[Tensor, Tensor]:
+    """The ids (n,) of a vocabulary's tokens that can be spoken, in rising order, and their spelling (n, 2 + LONGEST), int64.
+
+    Spelling: whether a space stands before, whether the first letter is a capital, and the letters from 1 on, filled up with 0.
+    """
+    spoken = sorted((i, token) for token, i in vocabulary.items() if SPOKEN.fullmatch(token) and len(token) <= LONGEST)
+    ids = torch.tensor([i for i, _ in spoken], dtype=torch.int64)
+    return ids, torch.tensor([_spelling(token) for _, token in spoken], dtype=torch.int64).view(-1, 2 + LONGEST)
+
+
+def _spelling(token: str) -> list[int]:
+    word = token.lstrip("Ġ▁")
+    letters = [LETTERS.index(letter) + 1 for letter in word.lower()]
+    return [len(word) < len(token), word[:1].isupper(), *letters, *[0] * (LONGEST - len(letters))]
+
+
+class Spelling(nn.Module):
+    """Spellings (n, 2 + LONGEST) to vectors (n, dim) and a bias each, by two convolutions over the letters."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        inner = dim // 2
+        self.letter = nn.Embedding(1 + len(LETTERS), inner // 2, padding_idx=0)
+        self.place = nn.Embedding(LONGEST, inner // 2)
+        self.conv1 = nn.Conv1d(inner // 2, inner, 3, padding=1)
+        self.conv2 = nn.Conv1d(inner, inner, 3, padding=1)
+        self.space = nn.Embedding(2, inner)
+        self.capital = nn.Embedding(2, inner)
+        self.out1 = Linear(3 * inner, 2 * dim)
+        self.out2 = Linear(2 * dim, dim + 1)
+
+    def forward(self, spellings: Tensor) -> Tensor:
+        """(n, 2 + LONGEST) -> (n, dim + 1)."""
+        letters = spellings[:, 2:]
+        real = (letters > 0)[:, None]  # (n, 1, LONGEST)
+        x = (self.letter(letters) + self.place.weight).transpose(1, 2) * real
+        x = F.gelu(self.conv1(x)) * real
+        x = F.gelu(self.conv2(x)) * real  # (n, inner, LONGEST)
+        kind = self.space(spellings[:, 0]) + self.capital(spellings[:, 1])
+        y: Tensor = self.out2(self.out1(torch.cat([x.amax(-1), x.sum(-1) / 4, kind], -1), gelu=True))
+        return y
+
+
+class Speller(nn.Module):
+    """Compares rows with the tokens of the LLM that `know` has told it of, and puts together the rows that the LLM reads."""
+
+    ids: Tensor
+    """Of the spoken tokens (n,) in the LLM's vocabulary."""
+    embeddings: Tensor
+    spellings: Tensor
+
+    def __init__(self, llm_dim: int, dim: int) -> None:
+        super().__init__()
+        self.query = Linear(llm_dim, dim)
+        self.blank = Linear(llm_dim, 1)
+        self.spelling = Spelling(dim)
+        self.know({}, torch.zeros(0, llm_dim))
+
+    def know(self, vocabulary: Mapping[str, int], embeddings: Tensor) -> None:
+        """Takes the tokens of an LLM by their notation, and its embeddings (vocabulary, llm_dim), which are no part of the state."""
+        ids, spellings = spoken_tokens(vocabulary)
+        for name, value in (("ids", ids), ("spellings", spellings), ("embeddings", embeddings[ids])):
+            self.register_buffer(name, value.to(self.blank.weight.device), persistent=False)
+        self._keys: Tensor | None = None  # (n, dim + 1), kept while nothing is trained
+
+    def train(self, mode: bool = True) -> "Speller":
+        """What is kept of the tokens is no longer right when the weights change."""
+        self._keys = None
+        return super().train(mode)
+
+    def scores(self, rows: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Rows (..., llm_dim) -> scores (..., 1 + n) of the blank and of all spoken tokens, or of those at the places `tokens`."""
+        keys = self._all_keys() if tokens is None else self.spelling(self.spellings[tokens])
+        query = self.query(rows)
+        return torch.cat([self.blank(rows), query @ keys[:, :-1].T * keys.shape[1] ** -0.5 + keys[:, -1]], -1)
+
+    def _all_keys(self) -> Tensor:
+        if torch.is_grad_enabled():
+            keys: Tensor = self.spelling(self.spellings)
+            return keys
+        if self._keys is None or self._keys.dtype != self.blank.weight.dtype:
+            self._keys = torch.cat([self.spelling(part) for part in torch.split(self.spellings, PART)])
+        return self._keys
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """The rows (n, llm_dim) of a window, 80 ms each, to those that the LLM reads (m, llm_dim), one a token heard, at least one."""
+        scores = self.scores(rows)
+        heard = first_of_each(scores)
+        best = scores[heard, 1:].float().topk(min(MIXED, scores.shape[1] - 1), -1)
+        shares = best.values.softmax(-1)  # (m, MIXED)
+        mixed: Tensor = (shares[:, None].to(rows.dtype) @ self.embeddings[best.indices])[:, 0]
+        return mixed
+
+
+def first_of_each(scores: Tensor) -> Tensor:
+    """Where in (n, 1 + tokens) scores a token is heard first: the places (m,) of rows that are more likely a token than blank."""
+    scores = scores.detach().float()
+    likely = scores[:, 0] < scores[:, 1:].logsumexp(-1)
+    token = torch.where(likely, scores[:, 1:].argmax(-1), -1)
+    before = F.pad(token[:-1], (1, 0), value=-1)
+    heard = (likely & (token != before)).nonzero()[:, 0]
+    return heard if len(heard) else (scores[:, 1:].logsumexp(-1) - scores[:, 0]).argmax()[None]

@@ -1,0 +1,129 @@
+import pytest
+import torch
+from torch import Tensor
+
+from models.adapter import ModalityAdapter
+from models.config import AdapterSizes
+from models.spelling import LONGEST, Speller, first_of_each, spoken_tokens
+
+VOCABULARY = {
+    "Ġthe": 7,
+    "The": 3,
+    "▁don't": 5,
+    "Ġ": 2,
+    ".": 9,
+    "é": 1,
+    "Ġ12": 4,
+    "<s>": 0,
+    "NASA": 6,
+    "a" * 17: 8,
+    "I": 10,
+}
+
+
+def test_spoken_tokens_are_words_of_letters_and_points() -> None:
+    ids, spellings = spoken_tokens(VOCABULARY)
+    assert ids.tolist() == [2, 3, 5, 7, 9, 10]
+    assert spellings.shape == (6, 2 + LONGEST)
+    space, the, dont, a_the, point, capital = spellings.tolist()
+    assert space == [1, 0, *[0] * LONGEST]
+    assert the[:2] == [0, 1]
+    assert a_the[:2] == [1, 0]
+    assert the[2:] == a_the[2:] == [20, 8, 5, *[0] * (LONGEST - 3)]
+    assert dont[2:8] == [4, 15, 14, 27, 20, 0]
+    assert point[:4] == [0, 0, 28, 0]
+    assert capital[:4] == [0, 1, 9, 0]
+
+
+def test_a_vocabulary_without_such_tokens_has_none() -> None:
+    ids, spellings = spoken_tokens({"<s>": 0})
+    assert ids.shape == (0,)
+    assert spellings.shape == (0, 2 + LONGEST)
+
+
+def scores(*tokens: int, likely: float = 9.0) -> Tensor:
+    """Scores (n, 4) of rows of which each says a token, or 0 for blank."""
+    return torch.eye(4)[list(tokens)] * likely
+
+
+@pytest.mark.parametrize(
+    ("said", "places"),
+    [
+        ([0, 1, 0, 2, 0], [1, 3]),
+        ([1, 1, 1, 2, 2, 1], [0, 3, 5]),
+        ([1, 0, 1], [0, 2]),
+        ([3], [0]),
+    ],
+)
+def test_a_token_is_heard_where_it_begins(said: list[int], places: list[int]) -> None:
+    assert first_of_each(scores(*said)).tolist() == places
+
+
+def test_many_unlikely_tokens_are_no_blank() -> None:
+    unsure = torch.tensor([[1.0, 0.9, 0.9, 0.9], [3.0, 0.0, 0.0, 0.0]])
+    assert first_of_each(unsure).tolist() == [0]
+
+
+def test_silence_is_its_likeliest_row() -> None:
+    silence = torch.tensor([[9.0, 0, 0, 0], [9.0, 0, 3, 0], [9.0, 0, 0, 0]])
+    assert first_of_each(silence).tolist() == [1]
+
+
+@pytest.fixture
+def speller() -> Speller:
+    torch.manual_seed(0)
+    speller = Speller(12, 8).requires_grad_(False)
+    speller.know(VOCABULARY, torch.randn(11, 12))
+    return speller
+
+
+def test_a_sure_row_is_the_embedding_of_its_token(speller: Speller) -> None:
+    keys = speller.spelling(speller.spellings)
+    for weight in (speller.query.weight, speller.query.bias, speller.blank.weight, speller.blank.bias):
+        weight.zero_()
+    speller.query.weight[:, :8] = torch.eye(8)
+    row = torch.zeros(1, 12)
+    row[0, :8] = 1e6 * torch.nn.functional.normalize(keys[3, :-1] - keys[:, :-1].mean(0), dim=0)
+    best = speller.scores(row)[0, 1:].argmax()
+    torch.testing.assert_close(speller(row), speller.embeddings[best][None])
+
+
+def test_a_row_is_a_mixture_of_embeddings(speller: Speller) -> None:
+    rows = torch.randn(1, 12)
+    speller.blank.bias.fill_(-100.0)
+    shares = speller.scores(rows)[:, 1:].softmax(-1)  # six tokens: all are mixed
+    torch.testing.assert_close(speller(rows), shares @ speller.embeddings)
+
+
+def test_the_same_tokens_score_the_same_in_any_choice(speller: Speller) -> None:
+    rows, chosen = torch.randn(2, 5, 12), torch.tensor([1, 4])
+    every = speller.scores(rows)
+    torch.testing.assert_close(speller.scores(rows, chosen), every[..., [0, 2, 5]])
+
+
+def test_scores_follow_the_weights(speller: Speller) -> None:
+    rows = torch.randn(3, 12)
+    with torch.inference_mode():
+        before = speller.scores(rows)
+    speller.train()
+    with torch.no_grad():
+        speller.spelling.out2.bias += torch.randn(9)
+    speller.eval()
+    with torch.inference_mode():
+        after = speller.scores(rows)
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, speller.scores(rows).detach())
+
+
+def test_adapter_that_spells_makes_a_row_a_token() -> None:
+    torch.manual_seed(0)
+    adapter = ModalityAdapter(16, 12, AdapterSizes(conv_kernel_sizes=(3, 3), context_layers=1, spelling_dim=8)).eval()
+    assert adapter.speller is not None
+    adapter.speller.know(VOCABULARY, torch.randn(11, 12))
+    states, lengths = torch.randn(2, 90, 16), torch.tensor([90, 33])
+    with torch.inference_mode():
+        rows, counts = adapter.padded(states, lengths)
+        expected = [adapter.speller(row[:n]) for row, n in zip(rows, counts.tolist(), strict=True)]
+        found = adapter(states, lengths)
+    for item, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(item, other, rtol=1e-4, atol=1e-5)
