@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict
+from rich.markup import escape
 
 from models.config import CheckpointError, PaddingPolicy, PromptFormat
 from models.training import InputError
@@ -30,7 +31,7 @@ log = logging.getLogger("service")
 
 
 def _progress(step: str) -> None:
-    console.print(f"[dim]blsp[/dim] {step} …")
+    console.print(f"[dim]blsp[/dim] {escape(step)} …")
 
 
 def _allow_open_files() -> None:
@@ -260,5 +261,5 @@ def main() -> None:
     try:
         CliApp.run(Blsp)
     except (CheckpointError, InputError, OptionError, ApiError, OSError) as error:
-        console.print(f"[red]blsp: error:[/red] {error}")
+        console.print(f"[red]blsp: error:[/red] {escape(str(error))}")
         sys.exit(1)

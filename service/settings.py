@@ -161,6 +161,10 @@ class ServeSettings(ModelSettings):
     open_endpoints: list[str] = Field(
         ["/health", "/ready", "/metrics"], description="paths that need no key where there are keys"
     )
+    trusted_proxies: list[str] = Field(
+        [],
+        description="addresses or networks of proxies whose X-Forwarded-For says who asks, e.g. 10.0.0.0/8; by default nobody's does",
+    )
     cors_origins: list[str] = Field(
         [],
         description="origins whose pages may call the service from a browser, e.g. https://example.org; by default none",

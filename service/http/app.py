@@ -87,7 +87,8 @@ def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = l
             allow_headers=["*"],
             expose_headers=["x-request-id"],
         )
-    app.add_middleware(Observed, paths={route.path for route in app.routes if isinstance(route, Route)})
+    paths = {route.path for route in app.routes if isinstance(route, Route)}
+    app.add_middleware(Observed, paths=paths, open_metrics="/metrics" in settings.open_endpoints)
     return app
 
 

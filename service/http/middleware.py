@@ -14,18 +14,21 @@ from service.telemetry import logs, metrics, timeline, tracing
 
 log = logging.getLogger("service.access")
 
+UNTOLD = "authenticated"
 CLIENT_GONE = 499  # nginx's status for a client that closed the connection
 
 
 class Observed:
     """Gives each request an id and a timeline; when it has been answered, counts, traces and logs it.
 
-    `paths` are those that may name an endpoint in the metrics before the router has looked.
+    `paths` are those that may name an endpoint in the metrics before the router has looked. Where nobody needs a key to read the metrics
+    (`open_metrics`), those call every client that has one `UNTOLD`.
     """
 
-    def __init__(self, app: ASGIApp, paths: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, paths: Collection[str], open_metrics: bool) -> None:
         self.app = app
         self.paths = paths
+        self.open_metrics = open_metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on; what nobody has caught becomes a 500 and a traceback in the log."""
@@ -75,7 +78,8 @@ class Observed:
     def _account(self, scope: Scope, status: int, client: str, times: timeline.Timeline, trace: tracing.Trace) -> None:
         seconds = time.perf_counter() - times.started
         endpoint = self._endpoint(scope)
-        metrics.REQUESTS.labels(endpoint, str(status), client).inc()
+        told = UNTOLD if self.open_metrics and client != ANONYMOUS else client
+        metrics.REQUESTS.labels(endpoint, str(status), told).inc()
         metrics.REQUEST_SECONDS.labels(endpoint).observe(seconds)
         times.publish()
         facts = {

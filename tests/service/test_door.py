@@ -75,7 +75,7 @@ async def too_slow(_: Request, error: Exception) -> Response:
 
 
 @contextmanager
-def running(wrap: Callable[[ASGIApp], ASGIApp], drain: Drain | None = None, **settings: float) -> Iterator[httpx.URL]:
+def running(wrap: Callable[[ASGIApp], ASGIApp], drain: Drain | None = None, **settings: object) -> Iterator[httpx.URL]:
     """A server with these settings; at the end it must end within 20 s."""
     app = Starlette(
         routes=[

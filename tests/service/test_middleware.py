@@ -90,7 +90,7 @@ async def test_a_keys_name_is_the_client_in_metrics_and_log(caplog: pytest.LogCa
     caplog.set_level(logging.INFO)
     labels = {"endpoint": "/v1/models", "status": "200", "client": "alice"}
     before = count(**labels)
-    async with client(**guarded()) as http:
+    async with client(**guarded(open_endpoints=["/health"])) as http:
         await http.get("/v1/models", headers=bearer(KEY))
         await http.get("/v1/models")
     assert count(**labels) == before + 1
@@ -100,6 +100,21 @@ async def test_a_keys_name_is_the_client_in_metrics_and_log(caplog: pytest.LogCa
         (401, "anonymous", "/v1/models"),
     ]
     assert KEY not in caplog.text
+
+
+async def test_metrics_that_are_open_tell_no_names() -> None:
+    labels = {"endpoint": "/v1/models", "status": "200"}
+    alice, untold = count(**labels, client="alice"), count(**labels, client="authenticated")
+    async with client(**guarded()) as http:
+        await http.get("/v1/models", headers=bearer(KEY))
+    assert count(**labels, client="alice") == alice
+    assert count(**labels, client="authenticated") == untold + 1
+
+
+@pytest.mark.parametrize("path", ["/health/x", "/metrics/../v1/models", "/ready2", "//health"])
+async def test_what_is_beside_an_open_path_needs_a_key(path: str) -> None:
+    async with client(**guarded()) as http:
+        assert (await http.get(f"http://test{path}")).status_code == 401
 
 
 async def test_cross_origin_is_refused_unless_its_origin_is_allowed() -> None:

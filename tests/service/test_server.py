@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from prometheus_client import REGISTRY
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
 
 from tests.service.test_door import FLOODED, deadlines, running
 
@@ -155,3 +157,17 @@ def test_an_upgrade_is_none_of_its_business(strict: httpx.URL) -> None:
         client.sendall(GET + upgrade)
         assert rest(client).startswith(b"HTTP/1.1 4")
     assert httpx.get(strict.join("/echo")).status_code == 200
+
+
+async def who_asks(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with the client's address."""
+    await PlainTextResponse(scope["client"][0])(scope, receive, send)
+
+
+@pytest.mark.parametrize(
+    ("proxies", "client"), [([], "127.0.0.1"), (["10.0.0.0/8"], "127.0.0.1"), (["127.0.0.0/8"], "192.0.2.7")]
+)
+def test_only_proxies_that_are_named_say_who_asks(proxies: list[str], client: str) -> None:
+    with running(lambda app: who_asks, trusted_proxies=proxies) as url:
+        answer = httpx.get(url, headers={"X-Forwarded-For": "192.0.2.7"})
+    assert answer.text == client
