@@ -34,8 +34,12 @@ class Embedder(nn.Module):
         return self.encoder.conv1.weight.dtype
 
     def speech_length(self, n_samples: int) -> int:
-        """How many speech embeddings a window of `n_samples` becomes."""
+        """How many speech embeddings a window of `n_samples` becomes; of an adapter that spells, at most."""
         return self.adapter.subsampler.output_length(encoder_length(n_frames(n_samples)))
+
+    def least_rows(self, n_samples: int) -> int:
+        """How many speech embeddings a window of `n_samples` becomes at least, whatever is said in it."""
+        return self.speech_length(n_samples) if self.adapter.speller is None else 1
 
     def features(self, window: Tensor) -> Tensor:
         """Samples (n,), n <= 480,000, to log-mel features (n_mels, frames) on the embedder's device, as the padding policy has them."""

@@ -97,6 +97,7 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
             batches_at_a_time=settings.encoder_batches or (1 if on_gpu else 2),
             encoder_threads=(threads, settings.encoder_threads or max(threads, min(cores, THREADS_ALONE))),
             answered=lambda: engine.llm.generations,
+            context=engine.max_model_len,
             max_batch_seconds=settings.max_batch_seconds or (480 if on_gpu else 10),
             max_uploads=settings.max_uploads,
             encode_seconds=settings.encode_seconds,
@@ -104,7 +105,7 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
         )
         prompts = await asyncio.to_thread(Prompts, checkpoint.prompt_builder(engine.dtype), engine.max_model_len)
         speech = SpeechService(engine, listener, prompts, name)
-        chat = ChatService(engine, listener, prompts, name, settings.tool_call_parser)
+        chat = ChatService(engine, listener, prompts, name, settings.tool_call_parser, settings.max_grammar_bytes)
         service = Service(checkpoint, engine, listener, speech, chat, TranscriptionService(engine, prompts, name))
         progress("Warming up with a first request")
         await _warm_up(service)

@@ -73,6 +73,11 @@ class ModelSettings(BaseSettings):
     self_check_agreement: float = Field(
         0.6, ge=0, le=1, description="share of next tokens that must be the same, heard and read"
     )
+    max_grammar_bytes: int = Field(
+        32 << 10,
+        ge=0,
+        description="size of the JSON schemas, patterns, grammars or choices that a reply is held to, which the engine compiles",
+    )
     tool_call_parser: str | None = Field(
         None, description="vLLM's parser of the LLM's tool calls, e.g. hermes or llama3_json; default: no tool calls"
     )

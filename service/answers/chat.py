@@ -40,6 +40,12 @@ from service.errors import ApiError, InvalidRequest, ModelNotFound, OptionError
 from service.listening.listener import Listener
 from service.telemetry import metrics, timeline
 
+GRAMMARS = {
+    "response_format",
+    "structured_outputs",
+    "text",
+    "tools",
+}  # fields that say which form a reply has; text: of responses
 MAX_CHOICES = 128  # of one request, as at OpenAI: it counts as one at the door
 
 log = logging.getLogger(__name__)
@@ -133,9 +139,16 @@ class ChatService:
     """
 
     def __init__(
-        self, engine: Engine, listener: Listener, prompts: Prompts, model_name: str, tool_parser: str | None
+        self,
+        engine: Engine,
+        listener: Listener,
+        prompts: Prompts,
+        model_name: str,
+        tool_parser: str | None,
+        max_grammar_bytes: int,
     ) -> None:
         self._engine = engine
+        self._max_grammar_bytes = max_grammar_bytes
         self._model_name = model_name
         self._prompts = prompts
         template: Any = {"chat_template": None, "chat_template_content_format": "auto"}
@@ -159,6 +172,7 @@ class ChatService:
     async def complete(self, request: ChatCompletionRequest) -> AsyncIterator[str] | dict[str, Any]:
         """A chat completion; with `stream` the lines of its server-sent events."""
         self._check_tools(request)
+        self._check_grammar(request)
         reply = await self._ask(self._chat.create_chat_completion(request))
         if isinstance(reply, AsyncIterator):
             return self._lines(reply)
@@ -171,6 +185,7 @@ class ChatService:
                 "Prompts are texts or token ids; for speech use chat completions.", param="prompt_embeds"
             )
         self._check_prompts(request)
+        self._check_grammar(request)
         refuse_operator_fields(request)
         reply = await self._ask(self._completion.create_completion(request))
         if isinstance(reply, AsyncIterator):
@@ -180,6 +195,7 @@ class ChatService:
     async def respond(self, request: ResponsesRequest) -> AsyncIterator[str] | dict[str, Any]:
         """A response; with `stream` the lines of its server-sent events. Nothing is stored."""
         self._check_tools(request)
+        self._check_grammar(request)
         try:
             reply = await self._ask(self._responses.create_responses(request))
         except (AttributeError, LookupError, TypeError) as error:  # vLLM reads `input` without having checked it
@@ -249,6 +265,16 @@ class ChatService:
                 "This server has no parser for the LLM's tool calls; start it with --tool-call-parser, or set tool_choice to 'none'.",
                 param="tools",
             )
+
+    def _check_grammar(self, request: BaseModel) -> None:
+        """What a reply is held to is compiled in the engine's process, for which nothing sets an end, not even the client's going."""
+        for name, value in request.model_dump(include=GRAMMARS, exclude_none=True).items():
+            size = len(json.dumps(value, ensure_ascii=False, default=str).encode())
+            if size > self._max_grammar_bytes:
+                raise InvalidRequest(
+                    f"{name!r} has {size:,} bytes; the server takes {self._max_grammar_bytes:,} (--max-grammar-bytes).",
+                    param=name,
+                )
 
     async def _lines(self, lines: AsyncIterator[str]) -> AsyncIterator[str]:
         """The events of a stream of vLLM's, with what OpenAI has and vLLM has not, and errors in our form."""

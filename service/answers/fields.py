@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, ModelNotFound
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -74,6 +74,12 @@ def parse_values(model: type[Model], values: Mapping[str, Any]) -> Model:
             known = ", ".join(field.alias or name for name, field in model.model_fields.items())
             raise InvalidRequest(f"Unknown field {unknown!r}; there are {known}.", param=unknown) from error
         raise invalid_field(first) from error
+
+
+def check_model(asked: str | None, served: str) -> None:
+    """Raises ModelNotFound where a request asks for another model than the one that is served."""
+    if asked not in (None, served):
+        raise ModelNotFound(f"The model {asked!r} does not exist; this server has {served!r}.", param="model")
 
 
 def invalid_field(error: Mapping[str, Any]) -> InvalidRequest:

@@ -13,6 +13,7 @@ from models.prompt import Message, Prompt, PromptBuilder
 from service.errors import ContextTooLong, InvalidRequest
 
 LONG = 20_000  # characters; what is shorter takes some milliseconds, and is not worth a thread
+PIECE = 64  # characters that take as long as a message or a part of one does
 
 
 class Prompts:
@@ -41,15 +42,21 @@ class Prompts:
     ) -> Prompt:
         """As PromptBuilder.build.
 
-        Raises ContextTooLong for more text than any prompt could hold, InvalidRequest for a conversation that the format cannot express;
-        both name `param`.
+        Raises ContextTooLong for more text, or more messages, than any prompt could hold, InvalidRequest for a conversation that the format
+        cannot express; both name `param`.
         """
+        pieces = sum(1 + len(message.parts) for message in messages)
+        if pieces > self._context:  # each takes a token at least
+            raise ContextTooLong(
+                f"The conversation has {pieces} messages and parts; the model's context of {self._context} tokens can't hold as many.",
+                param=param,
+            )
         length = _characters([[message.parts, message.extra] for message in messages])
         length += _characters(tools) + _characters(template_options)
         self.check_length(length, param)
         build = partial(self._builder.build, messages, tools=tools, template_options=template_options, begun=begun)
         try:
-            if length <= LONG:
+            if length + PIECE * pieces <= LONG:
                 return build()
             build = partial(self._aside.build, *build.args, **build.keywords)
             return await asyncio.get_running_loop().run_in_executor(self._thread, build)

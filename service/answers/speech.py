@@ -11,10 +11,9 @@ from torch import Tensor
 
 from models.prompt import Message, Prompt, Speech
 from service.answers.conversation import hear_messages, parse_messages
-from service.answers.fields import as_list, from_json
+from service.answers.fields import as_list, check_model, from_json
 from service.answers.prompting import Prompts
 from service.engine import Delta, Engine, Sampling
-from service.errors import ModelNotFound
 from service.listening.listener import Listener, Recording
 from service.telemetry import timeline
 
@@ -110,10 +109,7 @@ class SpeechService:
 
         Closing the iterator ends the generation. Raises ApiError.
         """
-        if request.model not in (None, self._model_name):
-            raise ModelNotFound(
-                f"The model {request.model!r} does not exist; this server has {self._model_name!r}.", param="model"
-            )
+        check_model(request.model, self._model_name)
         prompt = await self._prompt(request, recording.rows, recording.seconds)
         reply = Reply(self._model_name, recording, prompt.speech_tokens, request.return_token_ids)
         async with aclosing(self._engine.stream(prompt, request.sampling(), reply.id)) as deltas:

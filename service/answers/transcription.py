@@ -19,11 +19,10 @@ from torch import Tensor
 from models.config import BlspConfig
 from models.features import SAMPLE_RATE
 from models.prompt import Message, Speech, about
-from service.answers.fields import as_list
+from service.answers.fields import as_list, check_model
 from service.answers.prompting import Prompts
 from service.answers.segments import srt, vtt
 from service.engine import Delta, Engine, Sampling
-from service.errors import ModelNotFound
 from service.listening.listener import Recording
 
 TOKENS, TOKENS_A_SECOND = (
@@ -187,10 +186,7 @@ class TranscriptionService:
 
         Closing the iterator ends all generations. Raises ApiError.
         """
-        if request.model not in (None, self._model_name):
-            raise ModelNotFound(
-                f"The model {request.model!r} does not exist; this server has {self._model_name!r}.", param="model"
-            )
+        check_model(request.model, self._model_name)
         queues = [asyncio.Queue[str | None]() for _ in transcript.pieces]
         parts = zip(transcript.pieces, transcript.recording.windows, queues, strict=True)
         tasks = [asyncio.create_task(self._write_piece(request, to_do, *part)) for part in parts]

@@ -19,16 +19,17 @@ from service.answers.chat import (
     ResponsesRequest,
     TokenizeRequest,
 )
-from service.answers.fields import parse_fields
+from service.answers.fields import check_model, parse_fields
 from service.answers.last import last
 from service.answers.segments import quietest_cut
 from service.answers.speech import SpeechRequest
 from service.answers.transcription import Shape, Task, Transcript, TranscriptionRequest
 from service.audio.upload import GrowingBuffer
 from service.engine import VLLM_VERSION
-from service.errors import ApiError, ModelNotFound, Unavailable
+from service.errors import ApiError, Unavailable
 from service.http.body import Fields, read_body
 from service.http.events import EventStream, sse_line
+from service.http.json_route import JsonRoute
 from service.http.openapi import (
     CHAT,
     COMPLETION,
@@ -41,12 +42,13 @@ from service.http.openapi import (
     TOKENIZE,
     TRANSCRIPTION,
 )
-from service.listening.listener import Ahead, Cut, Recording
+from service.listening.listener import Ahead, Budget, Cut, Recording
 from service.loading import Service
 from service.telemetry import metrics
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 T = TypeVar("T")
+Options = TypeVar("Options", SpeechRequest, TranscriptionRequest)
 
 
 async def _service(request: Request) -> Service:  # FastAPI runs one without async in a thread, for every request
@@ -67,12 +69,15 @@ async def speech(request: Request, service: Ready) -> Response:
     body, the LLM reads the windows of a long recording while it arrives, too.
     """
 
-    async def ahead(rows: Tensor) -> None:
-        await service.speech.prepare(parse_fields(SpeechRequest, _with_query({}, request)), rows)
+    early = _early_options(SpeechRequest, request)
 
-    is_form = request.headers.get("content-type", "").startswith("multipart/")  # its fields may come after the audio
-    fields, recording = await _receive(request, service, ahead=None if is_form else ahead)
-    options = parse_fields(SpeechRequest, fields)
+    async def ahead(rows: Tensor) -> None:
+        assert early is not None
+        await service.speech.prepare(early, rows)
+
+    budget = service.listener.budget()
+    fields, recording = await _receive(request, service, ahead=ahead if early else None, budget=budget)
+    options = early or _options(SpeechRequest, request, fields)
     events = service.speech.answer(options, recording)
     if options.stream:
         first = await _unless_gone(request, anext(events))
@@ -130,8 +135,9 @@ async def translations(request: Request, service: Ready) -> Response:
 
 
 async def _transcribe(request: Request, service: Service, to_do: Task, shape: Shape) -> Response:
+    early = _early_options(TranscriptionRequest, request)
     fields, recording = await _receive(request, service, quietest_cut)
-    options = parse_fields(TranscriptionRequest, fields)
+    options = early or _options(TranscriptionRequest, request, fields)
     transcript = Transcript.of(recording)
     events = service.transcription.write(options, transcript, to_do)
     if options.stream:
@@ -152,8 +158,7 @@ async def models(request: Request) -> dict[str, Any]:
 async def model(model: str, request: Request) -> dict[str, Any]:
     """One model."""
     card = _model_card(request)
-    if model != card["id"]:
-        raise ModelNotFound(f"The model {model!r} does not exist; this server has {card['id']!r}.", param="model")
+    check_model(model, card["id"])
     return card
 
 
@@ -199,14 +204,14 @@ async def version(request: Request) -> dict[str, str]:
 
 
 async def _receive(
-    request: Request, service: Service, cut: Cut = len, ahead: Ahead | None = None
+    request: Request, service: Service, cut: Cut = len, ahead: Ahead | None = None, budget: Budget | None = None
 ) -> tuple[Fields, Recording]:
     """Reads the body and listens to the audio in it at the same time."""
     file = GrowingBuffer(request.app.state.settings.max_upload_bytes)
-    hearing = asyncio.create_task(service.listener.hear(file, cut, ahead))
+    hearing = asyncio.create_task(service.listener.hear(file, cut, ahead, budget))
     try:
         fields = await read_body(request.stream(), request.headers.get("content-type", ""), file)
-        return _with_query(fields, request), await _unless_gone(request, hearing)
+        return fields, await _unless_gone(request, hearing)
     except BaseException as error:
         file.fail(error if isinstance(error, Exception) else ConnectionAbortedError("the request was cancelled"))
         hearing.cancel()
@@ -217,10 +222,19 @@ async def _receive(
         del hearing  # see _unless_gone
 
 
-def _with_query(fields: Fields, request: Request) -> Fields:
+def _early_options(kind: type[Options], request: Request) -> Options | None:
+    """What a request asks whose body is all audio: an upload may take minutes, and what is wrong is said before them. None: a form."""
+    is_form = request.headers.get("content-type", "").startswith("multipart/")  # its fields may come after the audio
+    return None if is_form else _options(kind, request, {})
+
+
+def _options(kind: type[Options], request: Request, fields: Fields) -> Options:
+    """A form's fields and those of the query, of this server's model."""
     for name, value in request.query_params.multi_items():
         fields.setdefault(name, []).append(value)
-    return fields
+    options = parse_fields(kind, fields)
+    check_model(options.model, request.app.state.settings.name())
+    return options
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:

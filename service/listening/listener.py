@@ -21,7 +21,7 @@ from service.audio.decode import TOLERANCE_SECONDS
 from service.audio.decoders import Decoders
 from service.audio.fetch import Fetcher
 from service.audio.upload import GrowingBuffer
-from service.errors import AudioTooLong, DeadlineExceeded
+from service.errors import AudioTooLong, ContextTooLong, DeadlineExceeded
 from service.gate.admission import NEWCOMERS, current_client
 from service.gate.places import Places
 from service.listening.batcher import Batcher
@@ -58,16 +58,27 @@ class Recording:
 
 
 class Budget:
-    """How much audio a request may bring, in all its recordings together; threads may share it."""
+    """How much audio a request of one prompt may bring, in all its recordings together; threads may share it."""
 
-    def __init__(self, max_seconds: float, spent_seconds: float = 0.0) -> None:
+    def __init__(self, max_seconds: float, context: int, spent_seconds: float = 0.0) -> None:
         self._max_seconds = max_seconds
+        self._context = context
         self._spent_seconds = spent_seconds
+        self._rows = 0
         self._lock = threading.Lock()
 
-    def spend(self, n_samples: int) -> None:
-        """Takes so much more; raises AudioTooLong where there is not as much left."""
+    def spend(self, n_samples: int, rows: int) -> None:
+        """Takes so much more, which becomes that many rows at least.
+
+        Raises AudioTooLong where there is not as much left, ContextTooLong for more rows than the LLM's context has tokens.
+        """
         with self._lock:
+            self._rows += rows
+            if self._rows > self._context:
+                raise ContextTooLong(
+                    f"The audio alone takes {self._rows} tokens or more; the model's context of {self._context} can't hold them. "
+                    "Send less audio."
+                )
             self._spent_seconds += n_samples / SAMPLE_RATE
             if self._spent_seconds > self._max_seconds + TOLERANCE_SECONDS:  # resampling may add a little
                 raise AudioTooLong(
@@ -91,7 +102,8 @@ class Listener:
     """Has recordings decoded, cuts them into 30 s windows, and has each window encoded as soon as it is full.
 
     A window that was heard before is not encoded again, and a recording that was is not even decoded again. `encoder_threads` are CPU
-    threads of a batch, beside other work and where it has none beside it; `answered` tells how many replies are being generated.
+    threads of a batch, beside other work and where it has none beside it; `answered` tells how many replies are being generated,
+    `context` how many tokens a prompt may have.
     """
 
     def __init__(
@@ -105,6 +117,7 @@ class Listener:
         batches_at_a_time: int,
         encoder_threads: tuple[int, int],
         answered: Callable[[], int],
+        context: int,
         max_uploads: int,
         encode_seconds: float,
         cache_bytes: int,
@@ -121,6 +134,7 @@ class Listener:
         self._batcher = Batcher(self._encode, max_windows, max_batch_seconds, batches_at_a_time, answered)
         self._encoder_threads = encoder_threads
         self._max_ahead = max_windows
+        self._context = context
         self._encode_seconds = encode_seconds
 
     @property
@@ -130,7 +144,7 @@ class Listener:
 
     def budget(self, spent_seconds: float = 0.0) -> Budget:
         """What a request may bring that has brought so much already."""
-        return Budget(self._decoders.max_seconds, spent_seconds)
+        return Budget(self._decoders.max_seconds, self._context, spent_seconds)
 
     async def hear(
         self,
@@ -173,7 +187,7 @@ class Listener:
             return None
         recording = Recording(rows, [n_samples for _, n_samples in windows])
         if budget:
-            budget.spend(sum(recording.lengths))
+            budget.spend(sum(recording.lengths), len(recording.rows))
         return recording
 
     async def _listen(self, windows: Iterator[_Window], ahead: Ahead | None) -> tuple[Recording, list[bytes]]:
@@ -263,7 +277,7 @@ class Listener:
                 if not len(samples):
                     return
                 if budget:
-                    budget.spend(len(samples))
+                    budget.spend(len(samples), self._embedder.least_rows(len(samples)))
                 window = self._window(samples, is_last=not pending)
                 if window.is_last:
                     break

@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 
 from service.audio import decode as audio
-from service.audio.decoders import IDLE, RECORDINGS, Decoders
+from service.audio.decoder_process import FAILED, FRAME, SAMPLES
+from service.audio.decoders import IDLE, MAX_MESSAGE_BYTES, MAX_SAMPLES, RECORDINGS, DecoderDied, Decoders, _Decoder
 from service.audio.upload import GrowingBuffer
 from service.errors import ApiError, AudioTooLong, InvalidAudio, Unavailable
 from tests.processes import descendants
 from tests.service import test_audio
 from tests.service.test_audio import LOSSY, OTHERS, SEEDS, Decoding, encode, lossy, streamed_file, tones
 from tests.service.test_refusals import silent_opus
-from tests.sounds import voice, wav
+from tests.sounds import RATE, voice, wav
 
 CLIP = wav(voice(1.0))
 MEMORY = 256 << 20
@@ -280,6 +281,80 @@ def test_closing_does_not_wait_for_a_parent_that_hangs(own: Callable[..., Decode
     assert parent.returncode == -signal.SIGKILL
 
 
+@contextlib.contextmanager
+def false_decoder(*said: bytes) -> Iterator[_Decoder]:
+    """A decoder whose process says this, whatever it is asked."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.settimeout(20)
+
+        def say() -> None:
+            with contextlib.suppress(OSError):
+                for piece in said:
+                    theirs.sendall(piece)
+
+        talking = threading.Thread(target=say)
+        talking.start()
+        decoder = _Decoder(ours, silence=20)
+        yield decoder
+        decoder.end()
+        talking.join(20)
+
+
+def samples(n: int) -> bytes:
+    return FRAME.pack(SAMPLES, 4 * n) + bytes(4 * n)
+
+
+def test_samples_without_end_come_to_an_end() -> None:
+    second = samples(RATE)
+    with false_decoder(*[second] * 10) as decoder:
+        chunks = decoder.decode(io.BytesIO(CLIP), max_seconds=3)
+        assert [len(next(chunks)) for _ in range(4)] == [RATE] * 4
+        with pytest.raises(DecoderDied, match="more than 3 s"):
+            next(chunks)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        FRAME.pack(SAMPLES, 4 * (MAX_SAMPLES + 1)),
+        FRAME.pack(SAMPLES, 6),
+        FRAME.pack(SAMPLES, 0),
+        FRAME.pack(FAILED, MAX_MESSAGE_BYTES + 1),
+        FRAME.pack(255, 0),
+    ],
+)
+def test_what_a_decoder_says_is_not_trusted(said: bytes) -> None:
+    with false_decoder(said) as decoder, pytest.raises(DecoderDied, match="said"):
+        list(decoder.decode(io.BytesIO(CLIP), max_seconds=3))
+
+
+def test_a_decoder_can_open_no_file_and_no_connection(tmp_path: Path) -> None:
+    tried = """
+import socket, sys
+from service.audio.decoder_process import Limits, _limit
+
+kept = open(sys.argv[1], "wb", buffering=0)
+_limit(Limits(60, 20, 256 << 20))
+for name, attempt in (
+    ("read", lambda: open("/etc/passwd")),
+    ("connect", socket.socket),
+    ("write", lambda: kept.write(b"x")),
+):
+    try:
+        attempt()
+    except OSError as error:
+        print(name, error.strerror)
+"""
+    code = "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)" + tried
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "kept"], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == [
+        "read Too many open files",
+        "connect Too many open files",
+        "write File too large",
+    ]
+
+
 def test_a_consumer_that_stops_ends_its_decoder(own: Callable[..., Decoders]) -> None:
     decoders = own()
     before = descendants(os.getpid(), "decoder_process")
@@ -311,7 +386,7 @@ def test_after_closing_nothing_is_decoded() -> None:
 
 def test_when_the_service_is_killed_its_decoders_end() -> None:
     program = (
-        "import io, sys, time; from service.audio.decoders import Decoders; from tests.sounds import voice, wav\n"
+        "import io, sys, time; from service.audio.decoders import Decoders; from tests.sounds import RATE, voice, wav\n"
         "d = Decoders(max_seconds=60, seconds=20, memory_bytes=1 << 28); list(d.decode(io.BytesIO(wav(voice(1.0)))))\n"
         "print(d._parent.pid, flush=True); time.sleep(60)"
     )

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from service.errors import Unavailable
 from service.gate.admission import Admission, Limits, Queued
 from service.http.door import Admitted, Deadlines, Drain
 from service.http.events import EventStream
@@ -248,3 +249,27 @@ def test_clients_are_told_apart_by_the_name_they_were_given() -> None:
 
         assert [status(**{"x-name": name}) for name in ("ann", "bob", "ann")] == [200, 200, 429]
         assert [status(), status()] == [200, 429]
+
+
+async def test_a_drain_passes_over_a_request_whose_time_is_over() -> None:
+    """Its clock can't be set any more; the others' can, also the second time."""
+    drain, ended = Drain(), []
+
+    async def request(seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds) as clock:
+                with drain.holding(clock):
+                    try:
+                        await asyncio.Event().wait()
+                    finally:
+                        await asyncio.sleep(0)  # its last words: it still counts as running
+                        drain.end(Unavailable("again"))
+        except TimeoutError:
+            ended.append(seconds)
+
+    requests = [asyncio.create_task(request(seconds)) for seconds in (0, 3600, 3601)]
+    while 0 not in ended:
+        await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        await asyncio.gather(*requests)
+    assert sorted(ended) == [0, 3600, 3601]

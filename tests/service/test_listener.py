@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,10 +16,10 @@ from models.features import N_SAMPLES, SAMPLE_RATE
 from service.audio.decoders import Decoders
 from service.audio.fetch import Fetcher
 from service.audio.upload import GrowingBuffer
-from service.errors import ApiError, AudioTooLong, DeadlineExceeded, NotAudio
+from service.errors import ApiError, AudioTooLong, ContextTooLong, DeadlineExceeded, NotAudio
 from service.gate.admission import Admission, Limits, Queued
 from service.listening.batcher import EncodingFailed
-from service.listening.listener import Ahead, Listener, Recording
+from service.listening.listener import AT_ONCE_BYTES, Ahead, Listener, Recording
 from tests.sounds import voice, wav
 
 
@@ -41,6 +42,9 @@ class Ears:
             assert self.gate.wait(20)
         return [torch.tensor([[float(n)]]) for n in n_samples]
 
+    def least_rows(self, n_samples: int) -> int:
+        return 1
+
 
 class SilentUpload(GrowingBuffer):
     """An upload that has begun, without a byte so far."""
@@ -59,7 +63,9 @@ class SilentUpload(GrowingBuffer):
 
 
 @asynccontextmanager
-async def listener(ears: Ears, encode_seconds: float = 60, cache_bytes: int = 1 << 20) -> AsyncIterator[Listener]:
+async def listener(
+    ears: Ears, encode_seconds: float = 60, cache_bytes: int = 1 << 20, context: int = 1000
+) -> AsyncIterator[Listener]:
     listener = Listener(
         cast(Embedder, cast(Any, ears)),
         Decoders(max_seconds=600, seconds=30, memory_bytes=256 << 20),
@@ -69,6 +75,7 @@ async def listener(ears: Ears, encode_seconds: float = 60, cache_bytes: int = 1 
         batches_at_a_time=1,
         encoder_threads=(1, 2),
         answered=lambda: 0,
+        context=context,
         max_uploads=2,
         encode_seconds=encode_seconds,
         cache_bytes=cache_bytes,
@@ -190,11 +197,12 @@ async def test_a_recording_that_was_heard_before_is_not_decoded_again(decoded: l
 
 
 async def test_a_recording_that_is_cut_elsewhere_is_another_one(decoded: list[object]) -> None:
-    said = wav(voice(31))
+    said = wav(voice(35))
+    assert len(said) > AT_ONCE_BYTES
     async with listener(Ears()) as ear:
         for cut, lengths in (
-            (len, [N_SAMPLES, SAMPLE_RATE]),
-            (lambda _: N_SAMPLES // 2, [N_SAMPLES // 2, 16 * SAMPLE_RATE]),
+            (len, [N_SAMPLES, 5 * SAMPLE_RATE]),
+            (lambda _: N_SAMPLES // 2, [N_SAMPLES // 2, 20 * SAMPLE_RATE]),
         ):
             assert (await ear.hear(io.BytesIO(said), cut)).lengths == lengths
         assert len(decoded) == 2
@@ -223,6 +231,50 @@ async def test_recordings_of_one_budget() -> None:
         for seconds in (65, 64):  # heard before, and not
             with pytest.raises(AudioTooLong, match="limit of 600 s"):
                 await ear.hear(io.BytesIO(wav(voice(seconds))), budget=budget)
+
+
+async def test_audio_that_can_not_fit_the_context_is_refused_before_it_is_encoded() -> None:
+    ears = Ears(held=N_SAMPLES)
+    async with listener(ears, context=3) as ear:
+        with pytest.raises(ContextTooLong, match="4 tokens or more"):
+            await ear.hear(io.BytesIO(wav(voice(200, seed=1))), budget=ear.budget())
+
+
+async def test_a_window_is_full_at_its_last_sample() -> None:
+    async with listener(Ears()) as ear:
+        samples = np.zeros(N_SAMPLES + 1, np.float32)
+        assert (await ear.hear(io.BytesIO(wav(samples)))).lengths == [N_SAMPLES, 1]
+        assert (await ear.hear(io.BytesIO(wav(samples[:-1])))).lengths == [N_SAMPLES]
+
+
+async def test_no_recording_has_more_windows_waiting_than_a_batch_holds() -> None:
+    ears = Ears(held=N_SAMPLES)
+    async with listener(ears) as ear:
+        hearing = asyncio.create_task(ear.hear(io.BytesIO(wav(voice(300)))))
+        for _ in range(500):  # until no more comes: what waits beyond the batch that is being encoded
+            await asyncio.sleep(0.002)
+            assert ear.queued_seconds <= 4 * 30
+            if ear.queued_seconds == 4 * 30:
+                break
+        ears.gate.set()
+        assert len((await hearing).windows) == 10
+
+
+async def test_windows_are_handed_on_one_call_at_a_time() -> None:
+    running = most = calls = 0
+
+    async def ahead(rows: Tensor) -> None:
+        nonlocal running, most, calls
+        running, calls = running + 1, calls + 1
+        most = max(most, running)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        running -= 1
+
+    async with listener(Ears()) as ear:
+        await hear(ear, 150, ahead)
+    assert calls > 1
+    assert most == 1
 
 
 async def test_a_recording_that_no_decoder_is_free_for_is_late() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from models.prompt import Message, Prompt, PromptBuilder, Speech
 from models.random_init import byte_tokenizer
-from service.answers.prompting import LONG, Prompts
+from service.answers.prompting import LONG, PIECE, Prompts
 from service.errors import ContextTooLong, InvalidRequest
 
 BUILDER = PromptBuilder(byte_tokenizer(300), "chat-template", 8)
@@ -37,12 +37,12 @@ def said(length: int) -> list[Message]:
     return [Message("user", ["x" * (length // 2), Speech(torch.ones(3, 8)), "</s>" + "x" * (length - length // 2 - 4)])]
 
 
-@pytest.mark.parametrize("length", [LONG, LONG + 1])
+@pytest.mark.parametrize("length", [LONG - 4 * PIECE, LONG - 4 * PIECE + 1])
 async def test_the_prompt_is_the_builders(prompts: Prompts, length: int) -> None:
     made, expected = await prompts.build(said(length), "messages"), BUILDER.build(said(length))
     assert (made.token_ids, made.is_token) == (expected.token_ids, expected.is_token)
     assert torch.equal(made.rows, expected.rows)
-    assert (THREADS[0] is threading.main_thread()) == (length == LONG)
+    assert (THREADS[0] is threading.main_thread()) == (length == LONG - 4 * PIECE)
 
 
 async def test_long_prompts_do_not_disturb_short_ones(prompts: Prompts) -> None:
@@ -79,3 +79,16 @@ async def test_what_the_format_cannot_express(text: str) -> None:
             [Message("assistant", [text])], "history"
         )
     assert caught.value.param == "history"
+
+
+async def test_more_messages_than_the_context_has_tokens_are_refused_unread(prompts: Prompts) -> None:
+    with pytest.raises(ContextTooLong, match="messages and parts") as refusal:
+        await prompts.build([Message("user", [""])] * (LONG // 2 + 1), "messages")
+    assert refusal.value.param == "messages"
+    assert not THREADS
+
+
+async def test_many_messages_are_built_in_a_thread(prompts: Prompts) -> None:
+    messages = [Message("user", [""])] * (LONG // PIECE // 2 + 1)
+    assert (await prompts.build(messages, "messages")).token_ids == BUILDER.build(messages).token_ids
+    assert THREADS[0] is not threading.main_thread()

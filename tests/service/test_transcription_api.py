@@ -69,6 +69,16 @@ def test_a_long_recording_is_cut_at_its_pauses(client: openai.OpenAI, server: Se
     assert all(s.avg_logprob < 0 < s.compression_ratio and s.tokens for s in reply.segments)
 
 
+def test_usage_is_that_of_all_pieces(client: openai.OpenAI, server: Server) -> None:
+    verbose = client.audio.transcriptions.create(model=server.model, file=LONG, response_format="verbose_json")
+    usage = client.audio.transcriptions.create(model=server.model, file=LONG).usage
+    assert verbose.segments is not None
+    assert usage is not None
+    assert usage.type == "tokens"
+    assert usage.output_tokens == sum(len(segment.tokens) for segment in verbose.segments)
+    assert usage.total_tokens == usage.input_tokens + usage.output_tokens
+
+
 def test_a_piece_is_transcribed_as_if_it_were_alone(client: openai.OpenAI, server: Server) -> None:
     reply = client.audio.transcriptions.create(model=server.model, file=LONG, response_format="verbose_json")
     assert reply.segments is not None

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.training import InputError
-from models.training.align import AlignmentTrainer, align, prepare
+from models.training.align import AlignmentTrainer, align, prepare, write_adapter
 from models.training.arguments import ALIGN, last_checkpoint, training_arguments
 from models.training.batches import Collator
 from models.training.manifest import Example
@@ -219,3 +219,20 @@ def test_a_step_holds_the_published_batch(
 def test_wrong_options(tmp_path: Path, options: list[str]) -> None:
     with pytest.raises(InputError, match="training options"):
         training_arguments(tmp_path, options, ALIGN)
+
+
+def test_a_failed_write_leaves_the_adapter_as_it_was(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = load_file(checkpoint.folder / "adapter.safetensors")
+    write_adapter(adapter, checkpoint.config, tmp_path)
+
+    def break_off(weights: dict[str, Tensor], file: Path) -> None:
+        file.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("models.training.align.save_file", break_off)
+    with pytest.raises(OSError, match="no space"):
+        write_adapter({name: tensor + 1 for name, tensor in adapter.items()}, checkpoint.config, tmp_path)
+    for name, tensor in load_file(tmp_path / "adapter.safetensors").items():
+        torch.testing.assert_close(tensor, adapter[name].float())

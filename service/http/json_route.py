@@ -1,0 +1,47 @@
+"""Endpoints that take JSON: what holds more values than any request needs is refused before it is read.
+
+Reading and checking values is work on the event loop that all requests share: a few megabytes of empty lists would hold it for seconds.
+"""
+
+import re
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from service.errors import InvalidRequest
+
+MAX_CONTAINERS = 10_000  # lists and objects; each message has two or three
+MAX_COMMAS = 300_000  # between token ids, say
+
+_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\Z)', re.DOTALL)
+
+
+def check_values(text: bytes) -> None:
+    """Raises InvalidRequest for a JSON text of too many lists, objects or values; what stands within its texts does not count."""
+    if _is_small(text) or _is_small(_TEXT.sub(b"", text)):
+        return
+    raise InvalidRequest(
+        f"The JSON has more than {MAX_CONTAINERS:,} lists and objects, or more than {MAX_COMMAS:,} values; a request may have that many."
+    )
+
+
+def _is_small(text: bytes) -> bool:
+    return text.count(b"{") + text.count(b"[") <= MAX_CONTAINERS and text.count(b",") <= MAX_COMMAS
+
+
+class JsonRoute(APIRoute):
+    """Checks a JSON body before FastAPI reads it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """As FastAPI's, behind the check."""
+        handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+
+        async def checked(request: Request) -> Response:
+            check_values(await request.body())
+            return await handle(request)
+
+        return checked

@@ -1,0 +1,53 @@
+import json
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import InvalidRequest
+from service.http.json_route import MAX_COMMAS, MAX_CONTAINERS, JsonRoute, check_values
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"messages": [' + b"{}," * MAX_CONTAINERS + b"{}]}",
+        b"[" * (MAX_CONTAINERS + 1),
+        b"[" + b"1," * (MAX_COMMAS + 1) + b"1]",
+        b'{"a": "\\"", "b": [' + b"[]," * MAX_CONTAINERS + b"[]]}",
+    ],
+    ids=["objects", "depth", "values", "behind an escaped quote"],
+)
+def test_too_many_values_are_refused(text: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="more than"):
+        check_values(text)
+
+
+@pytest.mark.parametrize("text", ["{[," * MAX_COMMAS, '\\"{' * MAX_CONTAINERS, "\\\\{" * MAX_CONTAINERS])
+def test_what_a_text_holds_does_not_count(text: str) -> None:
+    check_values(json.dumps({"content": text, "more": [text]}).encode())
+
+
+@given(st.recursive(st.none() | st.integers() | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v)))
+def test_any_small_json_passes(value: object) -> None:
+    check_values(json.dumps(value).encode())
+    check_values(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+
+
+@given(st.binary())
+def test_what_is_no_json_is_somebody_elses_to_refuse(text: bytes) -> None:
+    check_values(text)
+
+
+def test_an_endpoint_does_not_read_it() -> None:
+    app = FastAPI()
+    app.router.route_class = JsonRoute
+
+    @app.post("/")
+    async def count(body: dict[str, object]) -> int:
+        raise AssertionError("it was read")
+
+    with TestClient(app) as http, pytest.raises(InvalidRequest):
+        http.post("/", content=b'{"a": [' + b"[]," * MAX_CONTAINERS + b"[]]}")
