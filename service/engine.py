@@ -238,10 +238,13 @@ class Engine:
                 logprobs=0 if sampling.logprobs else None,
                 output_kind=RequestOutputKind.DELTA,
             )
+        except ValueError as error:
+            raise as_api_error(error) from error
+        try:
             async with aclosing(self.llm.generate(engine_input, parameters, request_id)) as outputs:
                 async for output in outputs:
                     yield _delta(output)
-        except (VLLMClientError, ValueError, EngineDeadError) as error:
+        except (VLLMClientError, EngineDeadError) as error:
             raise as_api_error(error) from error
 
     async def prefill(self, prompt: Prompt, request_id: str) -> None:

@@ -10,21 +10,19 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.answers.fields import invalid_field
 from service.engine import VLLMClientError, as_api_error
-from service.errors import ApiError, InvalidRequest, Overloaded, Unavailable, UploadTooLarge, UploadTooSlow
-from service.gate.admission import BODY_BYTES, Admission, Queued
+from service.errors import ApiError, InvalidRequest, Overloaded, Unavailable
+from service.gate.admission import Admission, Queued
 from service.gate.keys import Keys
 from service.http import routes
 from service.http.body import MAX_FIELD_BYTES
-from service.http.door import Admitted, Deadlines, Drain
+from service.http.door import Admitted, BodyLimit, Deadlines, Drain, Refusal
 from service.http.middleware import CLIENT_GONE, KeyRequired, Observed
 from service.http.openapi import complete
 from service.loading import Service
@@ -119,33 +117,6 @@ async def _load(app: FastAPI, load: Load, stop: Callable[[], None]) -> None:
         app.state.drain.end(error if isinstance(error, ApiError) else Unavailable("The service is shutting down."))
 
 
-class BodyLimit:
-    """Refuses bodies over a limit while they arrive; reads as much again and drops it, so that the client gets to read the answer."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app = app
-        self.limit = limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on, with a body that ends in an error where it goes over the limit."""
-        received = 0
-
-        async def receive_limited() -> Message:
-            nonlocal received
-            message = await receive()
-            while message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                if received <= self.limit and declared <= self.limit:
-                    break
-                if received > 2 * self.limit or not message.get("more_body"):
-                    raise HTTPException(413, f"The request's body is larger than the limit of {self.limit} bytes.")
-                message = await receive()
-            return message
-
-        declared = int(Headers(scope=scope).get("content-length", 0)) if scope["type"] == "http" else 0
-        await self.app(scope, receive_limited, send)
-
-
 def _respond(error: ApiError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     metrics.REFUSALS.labels(error.code or error.type).inc()
     if isinstance(error, Overloaded):
@@ -170,17 +141,14 @@ async def _engine_refusal(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _http_error(_: Request, error: Exception) -> JSONResponse:
-    """404 and 405 of the router, 408 of Deadlines, 413 of BodyLimit and 429 of Admitted, in OpenAI's shape."""
+    """404 and 405 of the router, and what went wrong while a body arrived, in OpenAI's shape."""
     assert isinstance(error, HTTPException)
-    if error.status_code == Overloaded.status:
-        return _respond(Overloaded(str(error.detail), code=BODY_BYTES))
-    for kind in (UploadTooLarge, UploadTooSlow):
-        if error.status_code == kind.status:
-            return _respond(kind(str(error.detail)), error.headers)
+    if isinstance(error, Refusal):
+        return _respond(error.error, error.headers)
     refusal = InvalidRequest(str(error.detail))
     refusal.status = error.status_code
     refusal.code = HTTPStatus(error.status_code).name.lower()
-    return _respond(refusal, error.headers)  # Allow, with a 405; Connection, with a 408
+    return _respond(refusal, error.headers)  # Allow, with a 405
 
 
 async def _client_gone(_: Request, __: Exception) -> Response:

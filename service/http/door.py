@@ -1,20 +1,29 @@
-"""What a request meets before an endpoint: admission, and the clocks of its upload and of the whole of it."""
+"""What a request meets before an endpoint: admission, a limit on its body, and the clocks of its upload and of the whole of it."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import ApiError, DeadlineExceeded, Overloaded, UploadTooSlow
+from service.errors import ApiError, DeadlineExceeded, Overloaded, UploadTooLarge, UploadTooSlow
 from service.gate.admission import Admission
 from service.gate.keys import ANONYMOUS
 from service.http.events import sse_line
 from service.telemetry import metrics
 
 LAST_WORDS_SECONDS = 5.0  # for a late answer's error to be taken
+
+
+class Refusal(HTTPException):
+    """An error from within `receive`, where FastAPI takes any other than an HTTPException for a damaged body."""
+
+    def __init__(self, error: ApiError, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(error.status, error.message, headers)
+        self.error = error
 
 
 class Admitted:
@@ -44,10 +53,37 @@ def _held(receive: Receive, hold: Callable[[int], None]) -> Receive:
         try:
             hold(len(message.get("body", b"")))
         except Overloaded as error:
-            raise HTTPException(error.status, error.message) from error  # see Deadlines
+            raise Refusal(error) from error
         return message
 
     return receive_and_hold
+
+
+class BodyLimit:
+    """Refuses bodies over a limit while they arrive; reads as much again and drops it, so that the client gets to read the answer."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app = app
+        self.limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on, with a body that ends in an error where it goes over the limit."""
+        received = 0
+
+        async def receive_limited() -> Message:
+            nonlocal received
+            message = await receive()
+            while message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received <= self.limit and declared <= self.limit:
+                    break
+                if received > 2 * self.limit or not message.get("more_body"):
+                    raise Refusal(UploadTooLarge(f"The request's body is larger than the limit of {self.limit} bytes."))
+                message = await receive()
+            return message
+
+        declared = int(Headers(scope=scope).get("content-length", 0)) if scope["type"] == "http" else 0
+        await self.app(scope, receive_limited, send)
 
 
 class Drain:
@@ -115,10 +151,8 @@ class Deadlines:
                 async with asyncio.timeout_at(end):
                     message = await receive()
             except TimeoutError as error:
-                # An HTTPException, because FastAPI takes any other for a damaged body.
-                text = f"The upload took longer than {self.upload_seconds:g} s."
-                close = {"Connection": "close"}  # whatever else comes is the rest of the body
-                raise HTTPException(UploadTooSlow.status, text, close) from error
+                slow = UploadTooSlow(f"The upload took longer than {self.upload_seconds:g} s.")
+                raise Refusal(slow, {"Connection": "close"}) from error  # whatever else comes is the rest of the body
             complete = not message.get("more_body")
             return message
 
