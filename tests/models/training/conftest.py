@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.checkpoint import Checkpoint
+from models.checkpoint import Checkpoint, embedding_table
+from models.config import AdapterSizes
 from models.prompt import PromptBuilder
+from models.training.align import first_adapter, shared_config, write_adapter
 from models.training.batches import Collator
 from models.training.manifest import AudioSpan, Example
 from tests.sounds import RATE, voice
@@ -84,3 +86,14 @@ def collator(checkpoint: Checkpoint, prompts: PromptBuilder) -> Collator:
 def comparing(collator: Collator) -> Collator:
     """The same for the divergence from the LLM that reads the transcripts."""
     return replace(collator, objective="kl")
+
+
+@pytest.fixture(scope="session")
+def speller(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A checkpoint whose adapter spells."""
+    folder = tmp_path_factory.mktemp("speller")
+    sizes = AdapterSizes(conv_kernel_sizes=(3, 3), context_layers=1, inner_dim=16, spelling_dim=32)
+    config = shared_config(checkpoint).model_copy(update={"adapter": sizes})
+    spelling = replace(checkpoint, folder=folder, config=config)
+    write_adapter(first_adapter(spelling, embedding_table(checkpoint.llm), 0), config, folder)
+    return spelling

@@ -242,3 +242,25 @@ def test_a_prompt_has_room_for_the_rows_that_are_there() -> None:
         strict=True,
     ):
         assert torch.equal(whole, same)
+
+
+def test_replies_teach_an_adapter_that_spells(speller: Checkpoint, collator: Collator, examples: list[Example]) -> None:
+    model = make(speller)
+    embedder = speller.load_embedder()
+    comparing = replace(collator, speech_length=embedder.speech_length, objective="kl")
+    rows = embedder.embed([read(example.audio) for example in examples])
+    assert [len(item) for item in rows] != [embedder.speech_length(example.samples) for example in examples]
+    prompts = [collator.prompts.build([Message("user", ["Continue:", Speech(item)])]) for item in rows]
+    batch = replace(comparing, padding=speller.config.padding)(examples)
+    model(**batch)["loss"].backward()
+    silent = {name for name, p in model.embedder.adapter.named_parameters() if p.grad is None or not p.grad.abs().sum()}
+    assert silent == {"speller.blank.weight", "speller.blank.bias"}
+    ids, is_speech, mask, _ = without_spare_rows(
+        torch.tensor([len(item) for item in rows]),
+        *(batch[n] for n in ("input_ids", "is_speech", "attention_mask", "labels")),
+    )
+    for i, prompt in enumerate(prompts):
+        n = len(prompt.token_ids)
+        assert ids[i, :n].tolist() == prompt.token_ids
+        assert (~is_speech[i, :n]).tolist() == prompt.is_token
+        assert mask[i, :n].all()

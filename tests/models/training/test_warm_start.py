@@ -1,6 +1,5 @@
 import hashlib
 import itertools
-from dataclasses import replace
 from pathlib import Path
 
 import jiwer
@@ -9,10 +8,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from models.checkpoint import Checkpoint, embedding_table
-from models.config import AdapterSizes
+from models.checkpoint import Checkpoint
 from models.training import InputError
-from models.training.align import first_adapter, shared_config, write_adapter
 from models.training.arguments import WARM_START, training_arguments
 from models.training.manifest import Example
 from models.training.states import EncoderStates, Heard, keep_states
@@ -32,17 +29,6 @@ class _Stop(TrainerCallback):  # type: ignore[misc]
 
 
 TRAINING = ["--per_device_train_batch_size", "6", "--report_to", "none", "--use_cpu", "--max_steps"]
-
-
-@pytest.fixture(scope="module")
-def speller(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """A checkpoint whose adapter spells."""
-    folder = tmp_path_factory.mktemp("speller")
-    sizes = AdapterSizes(conv_kernel_sizes=(3, 3), context_layers=1, inner_dim=16, spelling_dim=32)
-    config = shared_config(checkpoint).model_copy(update={"adapter": sizes})
-    spelling = replace(checkpoint, folder=folder, config=config)
-    write_adapter(first_adapter(spelling, embedding_table(checkpoint.llm), 0), config, folder)
-    return spelling
 
 
 @pytest.fixture(scope="module")
