@@ -1,14 +1,14 @@
 # The targets are the documentation: `make setup`, then `make serve` in one shell and `make test` in another.
 
 PYTHON ?= python3
-MODEL ?= models/demo/checkpoint
+MODEL ?= models/smol/checkpoint
 PORT ?= 8000
 # Where pip may find torch's CPU wheel, for example --find-links DIR or --extra-index-url URL (the CPU index that
 # pytorch.org's install page names). Without it, pip takes the wheel that its own configuration finds.
 PIP_FLAGS ?=
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 
-.PHONY: help setup setup-plain-torch serve pico demo-model model test check fuzz schemathesis bench soak overload lock check-images clean
+.PHONY: help setup setup-plain-torch serve model test check fuzz schemathesis bench soak overload lock check-images clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -29,14 +29,8 @@ setup-plain-torch:
 	$(PIP) --no-deps --require-hashes -r build/requirements.lock
 	$(PIP) torch==2.13.0
 
-serve: .venv/bin/blsp ## Serve MODEL (default: the demo model) on PORT (default: 8000).
+serve: .venv/bin/blsp ## Serve MODEL (default: the one that ships) on PORT (default: 8000).
 	.venv/bin/blsp serve $(MODEL) --port $(PORT)
-
-pico: .venv/bin/blsp ## Install the one synthesiser of the demo's speech that comes from PyPI and is compiled here.
-	$(PIP) ttspico==0.3.2
-
-demo-model: pico ## Make the demo model from nothing: synthesise speech, train, evaluate (one and a half to two and a half hours on two cores; goes on where it was killed).
-	.venv/bin/python -m models.demo.build
 
 model: .venv/bin/blsp ## Train an adapter between Whisper base and SmolLM2 in runs/smol, with OPTIONS of models/smol/build.py (hours on two cores; goes on where it was killed).
 	.venv/bin/python -m models.smol.build $(OPTIONS)

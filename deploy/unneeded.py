@@ -1,10 +1,12 @@
-"""Prints the installed distributions that serving does not need: what came for tests and training.
+"""Prints the installed distributions that serving does not need: what came for tests and training. What holds weights stays.
 
 Usage: unneeded.py EXTRA, the dependency group that serves (cpu or gpu).
 """
 
+import re
 import sys
 from importlib.metadata import PackageNotFoundError, distributions, requires
+from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -28,5 +30,6 @@ def needed(name: str, extras: frozenset[str], seen: set[tuple[str, frozenset[str
 
 
 if __name__ == "__main__":
-    kept = needed("blsp-serve", frozenset({sys.argv[1]}), set()) | {"pip", "setuptools"}
+    parts = re.findall(r"^([\w-]+)==", (Path(__file__).parent / "parts.lock").read_text(), re.M)
+    kept = needed("blsp-serve", frozenset({sys.argv[1]}), set()) | {"pip", "setuptools", *map(canonicalize_name, parts)}
     print(*sorted({canonicalize_name(d.metadata["Name"]) for d in distributions()} - kept))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from models.checkpoint import Checkpoint, open_checkpoint
+from models.embedder import Embedder
 from models.features import SAMPLE_RATE
 from service.answers.chat import ChatService
 from service.answers.prompting import Prompts
@@ -59,14 +60,9 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
     device = torch.device(
         settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     )
-    on_gpu = device.type == "cuda"
-    cores = len(os.sched_getaffinity(0))
-    threads = settings.encoder_threads or max(1, cores // 2)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(_encoder_threads(settings)[0])
     if settings.self_check is not None:
-        from service.alignment.self_check import (
-            self_check,  # transformers' models and plots, which a server has no other use for
-        )
+        from service.self_check import self_check  # transformers' models, which a server has no other use for
 
         progress(f"Checking the adapter with {settings.self_check}")
         await asyncio.to_thread(
@@ -81,28 +77,7 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
     )
     try:
         embedder.to(engine.dtype)
-        listener = Listener(
-            embedder,
-            Decoders(
-                max_seconds=settings.max_audio_seconds,
-                seconds=settings.decode_seconds,
-                memory_bytes=settings.decode_memory_mib << 20,
-            ),
-            Fetcher(
-                settings.audio_url_hosts,
-                max_bytes=settings.audio_url_max_bytes,
-                seconds=settings.audio_url_seconds,
-            ),
-            max_windows=settings.max_batch_windows,
-            batches_at_a_time=settings.encoder_batches or (1 if on_gpu else 2),
-            encoder_threads=(threads, settings.encoder_threads or max(threads, min(cores, THREADS_ALONE))),
-            answered=lambda: engine.llm.generations,
-            context=engine.max_model_len,
-            max_batch_seconds=settings.max_batch_seconds or (480 if on_gpu else 10),
-            max_uploads=settings.max_uploads,
-            encode_seconds=settings.encode_seconds,
-            cache_bytes=settings.embedding_cache_mib << 20,
-        )
+        listener = _listener(settings, embedder, engine)
         prompts = await asyncio.to_thread(Prompts, checkpoint.prompt_builder(engine.dtype), engine.max_model_len)
         speech = SpeechService(engine, listener, prompts, name)
         chat = ChatService(engine, listener, prompts, name, settings.tool_call_parser, settings.max_grammar_bytes)
@@ -120,12 +95,46 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
     return service
 
 
+def _encoder_threads(settings: ModelSettings) -> tuple[int, int]:
+    """CPU threads of a batch of the encoder, beside other work and where it has none beside it."""
+    cores = len(os.sched_getaffinity(0))
+    threads = settings.encoder_threads or max(1, cores // 2)
+    return threads, settings.encoder_threads or max(threads, min(cores, THREADS_ALONE))
+
+
+def _listener(settings: ModelSettings, embedder: Embedder, engine: Engine) -> Listener:
+    """The ears, with the settings' limits."""
+    on_gpu = embedder.device.type == "cuda"
+    return Listener(
+        embedder,
+        Decoders(
+            max_seconds=settings.max_audio_seconds,
+            seconds=settings.decode_seconds,
+            memory_bytes=settings.decode_memory_mib << 20,
+        ),
+        Fetcher(
+            settings.audio_url_hosts,
+            max_bytes=settings.audio_url_max_bytes,
+            seconds=settings.audio_url_seconds,
+        ),
+        max_windows=settings.max_batch_windows,
+        batches_at_a_time=settings.encoder_batches or (1 if on_gpu else 2),
+        encoder_threads=_encoder_threads(settings),
+        answered=lambda: engine.llm.generations,
+        context=engine.max_model_len,
+        max_batch_seconds=settings.max_batch_seconds or (480 if on_gpu else 10),
+        max_uploads=settings.max_uploads,
+        encode_seconds=settings.encode_seconds,
+        cache_bytes=settings.embedding_cache_mib << 20,
+    )
+
+
 def _instructed(checkpoint: Checkpoint, settings: ModelSettings) -> Checkpoint:
     """The checkpoint, with the instructions that the settings name in place of its own."""
     names = ("transcribe_instruction", "translate_instruction")
     given = {name: value for name in names if (value := getattr(settings, name)) is not None}
     if "transcribe_instruction" in given:
-        given["transcribe_quote"] = ""
+        given["transcribe_begun"] = ""
     return replace(checkpoint, config=checkpoint.config.model_copy(update=given))
 
 

@@ -21,7 +21,7 @@ import models
 from service.gate.admission import Limits
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
-DEFAULT_MODEL = Path(models.__file__).parent / "demo" / "checkpoint"  # what ships with the project
+DEFAULT_MODEL = Path(models.__file__).parent / "smol" / "checkpoint"  # what ships with the project
 
 
 def default_cache() -> Path:
@@ -31,7 +31,7 @@ def default_cache() -> Path:
 
 def model_name(model: str) -> str:
     """What a checkpoint is called where nobody names it: the last part of its path or id."""
-    return "blsp-demo" if Path(model) == DEFAULT_MODEL else Path(model).name
+    return "blsp-smol" if Path(model) == DEFAULT_MODEL else Path(model).name
 
 
 class ModelSettings(BaseSettings):
@@ -82,7 +82,8 @@ class ModelSettings(BaseSettings):
         None, description="vLLM's parser of the LLM's tool calls, e.g. hermes or llama3_json; default: no tool calls"
     )
     transcribe_instruction: str | None = Field(
-        None, description="what a transcription asks the model; default: what the checkpoint names"
+        None,
+        description="what a transcription asks the model, the speech at its {speech} or behind it; default: the checkpoint's",
     )
     translate_instruction: str | None = Field(
         None, description="what a translation into English asks the model; default: what the checkpoint names"

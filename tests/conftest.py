@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from models.config import BlspConfig
+from models.pretrained import find_part, how_to_get
+from service.settings import DEFAULT_MODEL
 from tests.killed_batch import KilledBatch, run_killed_batch
 from tests.official_checkpoint import make_official
 from tests.serving import Server, serve
@@ -48,3 +51,14 @@ def no_garbage_collection() -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
+
+
+@pytest.fixture(scope="session")
+def smol_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that has encoder and LLM of the model that ships; without them its tests are skipped."""
+    cache = tmp_path_factory.mktemp("smol")
+    config = BlspConfig.read(DEFAULT_MODEL)
+    for name in (config.encoder, config.llm):
+        if find_part(name, cache) is None:
+            pytest.skip(f"{name} is not installed{how_to_get(name)}")
+    return cache

@@ -28,7 +28,7 @@ ONLY = {
     "pythonjsonlogger": {"service/telemetry/logs.py"},
 }
 
-# Parts of the service, and all that each imports of the others; cli.py and loading.py bring them together.
+# Parts of the service, and all that each imports of the others; cli.py brings them together.
 PARTS = {
     "telemetry": set(),
     "gate": {"errors", "telemetry"},
@@ -39,6 +39,9 @@ PARTS = {
     "http": {"errors", "telemetry", "gate", "audio", "listening", "engine", "answers", "loading", "settings"},
     "offline": {"errors", "telemetry", "audio", "listening", "engine", "answers", "loading"},
     "alignment": {"errors", "audio", "engine", "offline", "progress", "settings"},
+    "self_check": {"audio"},
+    "settings": {"gate"},
+    "loading": {"gate", "audio", "listening", "engine", "answers", "settings", "self_check"},
     "load": {"progress"},
 }
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from models.checkpoint import fetch
 from models.config import AdapterSizes, BlspConfig
-from models.smol.instructions import QUOTED, REPEAT, REPEAT_TOO, REPLIES
+from models.smol.instructions import BEGUN, QUOTED, REPEAT, REPEAT_TOO, REPLIES
 from models.training.manifest import read_json_lines
 
 ENCODER, LLM = "openai/whisper-base", "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -30,7 +30,7 @@ CONFIG = BlspConfig(
     prompt_format="chat-template",
     padding="exact",
     transcribe_instruction=QUOTED,
-    transcribe_quote='"',
+    transcribe_begun=BEGUN,
     translate_instruction="Translate this into English.",
 )
 

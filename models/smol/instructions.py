@@ -5,8 +5,8 @@ from models.training import CONTINUE
 REPEAT = "Please repeat the words you hear."
 """Its reply is the transcript itself, learnt by cross-entropy."""
 
-QUOTED = 'Repeat the text between the quotes word for word.\n"{speech}"'
-"""What the checkpoint asks for a transcription, with the reply begun by a quotation mark: the LLM repeats text so three times as well."""
+QUOTED, BEGUN = 'Repeat the sentence between the quotes word for word.\n"{speech}"', 'Sure! The sentence is: "'
+"""What the checkpoint asks for a transcription, and how the reply is begun: the LLM then repeats 40 development transcripts whole."""
 
 REPEAT_TOO = ("Repeat the following sentence exactly.", "Write down what is said.")
 

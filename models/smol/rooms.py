@@ -6,6 +6,8 @@ from numpy.typing import NDArray
 RATE = 16_000
 _BLOCK = 512  # spectra have a multiple of this many samples: fast transforms
 _ECHO = 0.6  # seconds
+PAUSE = 3.0  # seconds before and after speech, at most
+PAUSED = 0.25  # share of recordings that begin and end with such a pause
 
 Sound = NDArray[np.float32]
 
@@ -18,7 +20,7 @@ def through_the_air(speech: Sound, rate: int, neighbours: list[Sound], rng: np.r
     clean = rng.random() < 0.25
     speed = 1.0 if clean or rng.random() < 0.25 else rng.uniform(0.88, 1.14)  # faster is higher, as of a shorter throat
     echo = 0.0 if clean or rng.random() < 0.6 else rng.uniform(0.1, _ECHO)
-    before, after = rng.uniform(0, 0.4, 2)
+    before, after = rng.uniform(0, PAUSE if rng.random() < PAUSED else 0.4, 2)
     speech = np.pad(speech, (round(before * rate), round((after + echo / 3) * rate)))
     size = _round_up(len(speech) + round(_ECHO * rate))
     heard_size = _round_up(round(size * RATE / rate / speed))

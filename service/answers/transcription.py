@@ -30,6 +30,8 @@ TOKENS, TOKENS_A_SECOND = (
     16,
 )  # of a piece's text, at most: three times as fast as anyone speaks, so an LLM that loops comes to an end
 
+QUOTE = '"'
+
 ResponseFormat: TypeAlias = Literal["json", "text", "srt", "verbose_json", "vtt"]
 
 
@@ -155,15 +157,15 @@ Shape: TypeAlias = Callable[[Transcript, TranscriptionRequest], str | dict[str, 
 
 @dataclass(frozen=True)
 class Task:
-    """What the model is asked, and the quotation mark, if any, that its reply begins and ends with."""
+    """What the model is asked, and how its reply is begun; a quotation mark at the end of that ends the reply, too."""
 
     instruction: str
-    quote: str = ""
+    begun: str = ""
 
     @classmethod
     def transcribe(cls, config: BlspConfig) -> "Task":
         """To write down what is said."""
-        return cls(config.transcribe_instruction, config.transcribe_quote)
+        return cls(config.transcribe_instruction, config.transcribe_begun)
 
     @classmethod
     def translate(cls, config: BlspConfig) -> "Task":
@@ -213,13 +215,13 @@ class TranscriptionService:
         queue: asyncio.Queue[str | None],
     ) -> None:
         system = [Message("system", [request.prompt])] if request.prompt else []
-        stop = (to_do.quote,) if to_do.quote else ()
+        stop = (QUOTE,) if to_do.begun.endswith(QUOTE) else ()
         verbose = request.response_format == "verbose_json"
         limit = TOKENS + round(TOKENS_A_SECOND * (piece.end - piece.start))
         sampling = Sampling(limit, temperature=request.temperature, stop=stop, logprobs=verbose)
         try:
             asked = about(to_do.instruction, Speech(rows))
-            prompt = await self._prompts.build([*system, asked], "prompt", begun=to_do.quote)
+            prompt = await self._prompts.build([*system, asked], "prompt", begun=to_do.begun)
             async with aclosing(self._engine.stream(prompt, sampling, f"transcription-{uuid.uuid4().hex}")) as deltas:
                 async for delta in deltas:
                     piece.add(delta)

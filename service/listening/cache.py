@@ -5,19 +5,22 @@ same to the bit, prefilled again by an engine with a prefix cache.
 """
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from io import RawIOBase
 from threading import Lock
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from cachetools import LRUCache
 from torch import Tensor
 
 from service.telemetry import metrics
 
 BLOCK_BYTES = 1 << 20
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 def fingerprint(samples: npt.NDArray[np.float32]) -> bytes:
@@ -38,17 +41,13 @@ class EmbeddingCache:
     """The rows (n, llm_dim) that were used last, up to `max_bytes` in all; threads may share it."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._rows: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._rows: LRUCache[bytes, Tensor] = LRUCache(max_bytes, getsizeof=lambda rows: rows.nbytes)
         self._lock = Lock()
 
     def get(self, key: bytes) -> Tensor | None:
         """The rows of a window, where they are there; counts the hit or miss."""
         with self._lock:
             rows = self._rows.get(key)
-            if rows is not None:
-                self._rows.move_to_end(key)
         metrics.CACHE.labels("miss" if rows is None else "hit").inc()
         return rows
 
@@ -57,41 +56,34 @@ class EmbeddingCache:
         with self._lock:
             if not all(key in self._rows for key in keys):
                 return None
-            for key in keys:
-                self._rows.move_to_end(key)
             rows = [self._rows[key] for key in keys]
         metrics.CACHE.labels("hit").inc(len(rows))
         return rows
 
     def put(self, key: bytes, rows: Tensor) -> None:
-        """Keeps the rows of a window; the ones used least recently make room."""
+        """Keeps the rows of a window, unless they alone are too many; the ones used least recently make room."""
         with self._lock:
-            replaced = self._rows.pop(key, None)
-            self._bytes += rows.nbytes - (0 if replaced is None else replaced.nbytes)
-            self._rows[key] = rows
-            while self._bytes > self._max_bytes:
-                _, dropped = self._rows.popitem(last=False)
-                self._bytes -= dropped.nbytes
-            metrics.CACHE_BYTES.set(self._bytes)
+            _keep(self._rows, key, rows)
+            metrics.CACHE_BYTES.set(self._rows.currsize)
 
 
 class RecordingCache:
     """The key of each window of a recording, and how many samples it has; of those used last, `max_windows` in all."""
 
     def __init__(self, max_windows: int) -> None:
-        self._max_windows = max_windows
-        self._n_windows = 0
-        self._recordings: OrderedDict[Hashable, list[tuple[bytes, int]]] = OrderedDict()
+        self._recordings: LRUCache[Hashable, list[tuple[bytes, int]]] = LRUCache(max_windows, getsizeof=len)
 
     def get(self, key: Hashable) -> list[tuple[bytes, int]] | None:
         """The windows of a recording, where they are there."""
-        if key in self._recordings:
-            self._recordings.move_to_end(key)
         return self._recordings.get(key)
 
     def put(self, key: Hashable, windows: list[tuple[bytes, int]]) -> None:
         """Keeps the windows of a recording; the recordings used least recently make room."""
-        self._n_windows += len(windows) - len(self._recordings.pop(key, []))
-        self._recordings[key] = windows
-        while self._n_windows > self._max_windows:
-            self._n_windows -= len(self._recordings.popitem(last=False)[1])
+        _keep(self._recordings, key, windows)
+
+
+def _keep(cache: "LRUCache[Key, Value]", key: Key, value: Value) -> None:
+    """Replaces what the cache has of a key, by nothing where the value is larger than the cache."""
+    cache.pop(key, None)
+    if cache.getsizeof(value) <= cache.maxsize:
+        cache[key] = value

@@ -8,7 +8,7 @@ import torch
 from models.checkpoint import open_checkpoint
 from models.config import CheckpointError
 from models.training import InputError
-from service.alignment.self_check import self_check
+from service.self_check import self_check
 from service.settings import DEFAULT_MODEL, ServeSettings
 from tests.serving import BLSP
 
@@ -17,7 +17,7 @@ THRESHOLD = ServeSettings.model_fields["self_check_agreement"].default
 
 
 def manifest(folder: Path, shift: int) -> Path:
-    """The demo's samples, each with the transcript of the one `shift` places on."""
+    """The samples of the model that ships, each with the transcript of the one `shift` places on."""
     rows = json.loads((SAMPLES / "samples.json").read_text())
     file = folder / "check.jsonl"
     lines = (
@@ -28,30 +28,29 @@ def manifest(folder: Path, shift: int) -> Path:
     return file
 
 
-def test_an_adapter_that_fits(tmp_path: Path) -> None:
+def test_an_adapter_that_fits(smol_cache: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    checkpoint = open_checkpoint(str(DEFAULT_MODEL), tmp_path)
+    checkpoint = open_checkpoint(str(DEFAULT_MODEL), smol_cache)
     alignment = self_check(checkpoint, manifest(tmp_path, 0), THRESHOLD, torch.device("cpu"), said.append)
     assert alignment.top1_agreement > THRESHOLD
     assert "fits its LLM" in said[0]
 
 
-def test_an_adapter_that_hears_something_else_is_refused(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(str(DEFAULT_MODEL), tmp_path)
+def test_an_adapter_that_hears_something_else_is_refused(smol_cache: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(DEFAULT_MODEL), smol_cache)
     with pytest.raises(CheckpointError, match=r"does not fit its LLM.*--self-check-agreement"):
         self_check(checkpoint, manifest(tmp_path, 5), THRESHOLD, torch.device("cpu"), print)
 
 
-def test_nothing_to_check_with(tmp_path: Path) -> None:
+def test_nothing_to_check_with(official: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
+    checkpoint = open_checkpoint(str(official), tmp_path)
     with pytest.raises(InputError, match=r"empty\.jsonl"):
-        self_check(
-            open_checkpoint(str(DEFAULT_MODEL), tmp_path), tmp_path / "empty.jsonl", 0.5, torch.device("cpu"), print
-        )
+        self_check(checkpoint, tmp_path / "empty.jsonl", 0.5, torch.device("cpu"), print)
 
 
-def test_a_server_with_a_misfit_does_not_start(tmp_path: Path) -> None:
-    command = [BLSP, "serve", "--port", "0", "--self-check", manifest(tmp_path, 5)]
+def test_a_server_with_a_misfit_does_not_start(smol_cache: Path, tmp_path: Path) -> None:
+    command = [BLSP, "serve", "--port", "0", "--cache", smol_cache, "--self-check", manifest(tmp_path, 5)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1
     assert "does not fit its LLM" in done.stderr

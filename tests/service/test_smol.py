@@ -15,41 +15,25 @@ import openai
 import pytest
 import torch
 
-import models.smol
 from models.checkpoint import open_checkpoint
-from models.config import BlspConfig
 from models.evaluation import normalize, score
-from models.pretrained import find_part, how_to_get
-from service.alignment.self_check import self_check
+from service.self_check import self_check
+from service.settings import DEFAULT_MODEL, ServeSettings
 from tests.serving import Server, serve
 
-SMOL = Path(models.smol.__file__).parent / "checkpoint"
+SMOL = DEFAULT_MODEL
 SAMPLES = SMOL.parent / "samples"
 Sample = dict[str, str]
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where encoder and LLM are; without them, or without the checkpoint, there is nothing to test."""
-    cache = tmp_path_factory.mktemp("cache")
-    for file in (SMOL / "adapter.safetensors", SAMPLES / "samples.json"):
-        if not file.is_file():
-            pytest.skip(f"no {file}")
-    config = BlspConfig.read(SMOL)
-    for name in (config.encoder, config.llm):
-        if find_part(name, cache) is None:
-            pytest.skip(f"{name} is not installed{how_to_get(name)}")
-    return cache
-
-
-@pytest.fixture(scope="module")
-def samples(cache: Path) -> list[Sample]:
+def samples() -> list[Sample]:
     return list(json.loads((SAMPLES / "samples.json").read_text()))
 
 
 @pytest.fixture(scope="module")
-def smol(cache: Path) -> Iterator[Server]:
-    with serve(SMOL, cache, "--max-model-len", "512") as server:  # a transcript without end would be long
+def smol(smol_cache: Path) -> Iterator[Server]:
+    with serve(SMOL, smol_cache, "--max-model-len", "512") as server:  # a transcript without end would be long
         yield server
 
 
@@ -118,7 +102,7 @@ def test_a_stream_is_the_reply_in_pieces(smol: Server, client: openai.OpenAI, sa
     assert "".join(pieces) == whole.choices[0].message.content
 
 
-def test_its_llm_hears_what_it_reads(cache: Path, samples: list[Sample], tmp_path: Path) -> None:
+def test_its_llm_hears_what_it_reads(smol_cache: Path, samples: list[Sample], tmp_path: Path) -> None:
     """More of its next tokens are the same, heard and read, than with each transcript beside the recording of another sentence."""
     assert len({sample["text"] for sample in samples}) > 2
 
@@ -127,7 +111,11 @@ def test_its_llm_hears_what_it_reads(cache: Path, samples: list[Sample], tmp_pat
         texts = [sample["text"] for sample in samples[shift:] + samples[:shift]]
         lines = ({"audio": str(SAMPLES / s["file"]), "text": text} for s, text in zip(samples, texts, strict=True))
         manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        checkpoint = open_checkpoint(str(SMOL), cache)
+        checkpoint = open_checkpoint(str(SMOL), smol_cache)
         return self_check(checkpoint, manifest, 0, torch.device("cpu"), print).top1_agreement
 
     assert agreement(0) > agreement(1) + 0.02
+
+
+def test_it_is_the_default() -> None:
+    assert ServeSettings().name() == "blsp-smol"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from models.smol import speech, voices
-from models.smol.rooms import RATE, Sound, through_the_air
+from models.smol.rooms import PAUSE, RATE, Sound, through_the_air
 from models.smol.speech import Speaker, trimmed
 
 SENTENCES = ["Good morning.", "What is a river?", "He went home.", "I like tea.", "Turn on the light."]
@@ -141,6 +141,6 @@ def test_what_arrives_is_a_little_longer_and_never_clipped(rate: int) -> None:
     for seed in range(40):
         rng = np.random.default_rng(seed)
         heard = through_the_air(_tone(rate / RATE), rate, [_tone(0.5), _tone(2)], rng)
-        assert 0.85 < len(heard) / RATE < 2.4
+        assert 0.85 < len(heard) / RATE < (1 + 2 * PAUSE) / 0.88 + 0.3
         assert 0.09 < np.abs(heard).max() < 1
         assert heard.dtype == np.float32
