@@ -147,7 +147,9 @@ def test_arguments_that_are_no_json(client: openai.OpenAI, tooled: Server) -> No
 def test_the_settings_instruction_is_what_a_transcription_asks(client: openai.OpenAI, tooled: Server) -> None:
     transcript = client.audio.transcriptions.create(model=tooled.model, file=AUDIO).text
     with tooled.client() as http:
-        native = http.post("/v1/speech", files={"file": AUDIO}, data={"instruction": "Write it down."}).json()
+        native = http.post(
+            "/v1/speech", files={"file": AUDIO}, data={"instruction": "Write it down.", "max_tokens": "64"}
+        ).json()
     assert transcript == native["text"].strip()
 
 

@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.checkpoint import open_checkpoint
+from models.config import AdapterSizes
 from models.training import CONTINUE
+from models.training.align import shared_config
 from models.training.local import LocalModel
 from service.alignment.commands import Align, Continue, Evaluate, Instruct, WarmStart
 from service.audio.recordings import read_samples
@@ -127,7 +129,12 @@ def test_align_goes_on_from_a_warm_start(
     options = ("--cache", tmp_path / "cache", "--states", tmp_path / "states", *TRAINER)
     lines = [{"audio": f"a.wav:{i}:16000", "text": "No."} for i in range(4)]
     write(tmp_path / "manifest.jsonl", lines)
-    run("warm-start", official, tmp_path / "manifest.jsonl", tmp_path / "warm", "--negatives", "2", *options)
+    sizes = AdapterSizes(conv_kernel_sizes=(3, 3), inner_dim=8, spelling_dim=16)
+    config = shared_config(open_checkpoint(str(official), tmp_path / "cache")).model_copy(update={"adapter": sizes})
+    speller = tmp_path / "speller"
+    speller.mkdir()
+    config.write(speller)
+    run("warm-start", speller, tmp_path / "manifest.jsonl", tmp_path / "warm", "--negatives", "2", *options)
     assert "4/4" in capsys.readouterr().err
     note = tmp_path / "states" / "states.json"
     made = note.stat().st_mtime_ns
