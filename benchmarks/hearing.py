@@ -22,7 +22,7 @@ from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 from models.checkpoint import open_checkpoint
 from models.prompt import PLACE
-from service.answers.transcription import QUOTE, TOKENS, TOKENS_A_SECOND
+from service.answers.transcription import QUOTE
 from service.settings import default_cache
 from tests.serving import serve
 
@@ -73,7 +73,7 @@ async def measure(lines: list[Line], folder: Path, url: str, checkpoint: str) ->
             body = {
                 "model": model,
                 "prompt": prompt(line["text"]) + config.transcribe_begun,
-                "max_tokens": TOKENS + round(TOKENS_A_SECOND * line["seconds"]),
+                "max_tokens": round(32 + 8 * line["seconds"]),
                 "temperature": 0,
                 "add_special_tokens": False,
             } | ({"stop": QUOTE} if config.transcribe_begun.endswith(QUOTE) else {})

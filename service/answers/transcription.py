@@ -25,10 +25,7 @@ from service.answers.segments import srt, vtt
 from service.engine import Delta, Engine, Sampling
 from service.listening.listener import Recording
 
-TOKENS, TOKENS_A_SECOND = (
-    32,
-    16,
-)  # of a piece's text, at most: three times as fast as anyone speaks, so an LLM that loops comes to an end
+SPARE_TOKENS = 16  # of a piece's text, beyond three for every two rows: more than anyone says, so that an LLM which loops comes to an end
 
 QUOTE = '"'
 
@@ -217,7 +214,7 @@ class TranscriptionService:
         system = [Message("system", [request.prompt])] if request.prompt else []
         stop = (QUOTE,) if to_do.begun.endswith(QUOTE) else ()
         verbose = request.response_format == "verbose_json"
-        limit = TOKENS + round(TOKENS_A_SECOND * (piece.end - piece.start))
+        limit = SPARE_TOKENS + 3 * len(rows) // 2
         sampling = Sampling(limit, temperature=request.temperature, stop=stop, logprobs=verbose)
         try:
             asked = about(to_do.instruction, Speech(rows))
