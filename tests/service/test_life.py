@@ -86,6 +86,7 @@ async def test_what_waits_inside_closes_the_door(queued: Queued, code: str) -> N
             http.post("/v1/wait")
         )  # of a client with nothing running: let in beyond every limit
         await running.wait()
+        asyncio.get_running_loop().call_later(10, end.set)  # of a second one that was let in
         refused = await http.post("/v1/wait")
         assert refused.status_code == 429
         assert refused.json()["error"]["code"] == code

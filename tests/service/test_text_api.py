@@ -125,3 +125,21 @@ def test_speech_is_tokenized_as_zeros(server: Server) -> None:
         part = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
         tokens = http.post("/tokenize", json={"messages": [{"role": "user", "content": [part]}]}).json()["tokens"]
     assert tokens.count(0) == 13
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]}),
+        ("/v1/completions", {"prompt": "Hi"}),
+    ],
+)
+def test_a_grammar_over_the_limit_is_refused_before_it_is_compiled(
+    server: Server, path: str, body: dict[str, object]
+) -> None:
+    choices = {"structured_outputs": {"choice": [f"{i:0200}" for i in range(200)]}}
+    with server.client() as http:
+        refusal = http.post(path, json=body | choices)
+    assert refusal.status_code == 400
+    assert refusal.json()["error"]["param"] == "structured_outputs"
+    assert "--max-grammar-bytes" in refusal.json()["error"]["message"]
