@@ -33,7 +33,7 @@ def samples() -> list[Sample]:
 
 @pytest.fixture(scope="module")
 def smol(smol_cache: Path) -> Iterator[Server]:
-    with serve(SMOL, smol_cache, "--max-model-len", "512") as server:  # a transcript without end would be long
+    with serve(SMOL, smol_cache, "--max-model-len", "512") as server:
         yield server
 
 
