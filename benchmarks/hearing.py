@@ -1,14 +1,13 @@
 """How well people are heard: word error rates of a server's transcriptions, by group.
 
 `python -m benchmarks.hearing MANIFEST CHECKPOINT OUT.json` serves the checkpoint and has it write down every recording of a manifest of
-JSON lines {"file", "text", "group"} and, where another recogniser is compared, {"whisper_base"}. Beside the rates is the bound: what the
+JSON lines {"file", "text", "group", "seconds"} and perhaps {"whisper_base"}. The bound is what the
 LLM makes of the transcripts in the same prompt. References and replies go through Whisper's English normaliser.
 """
 
 import argparse
 import asyncio
 import json
-import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ from rich.progress import track
 from rich.table import Table
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
+from benchmarks.processes import ours
 from models.checkpoint import open_checkpoint
 from models.prompt import PLACE
 from service.answers.transcription import QUOTE
 from service.settings import default_cache
-from tests.serving import serve
 
 AT_ONCE = 8
 Line = dict[str, Any]
@@ -92,7 +91,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
     lines = [json.loads(line) for line in args.manifest.read_text().splitlines()]
-    with tempfile.TemporaryDirectory() as cache, serve(Path(args.checkpoint), Path(cache)) as server:
+    with ours("float32", checkpoint=Path(args.checkpoint)) as server:
         written = asyncio.run(measure(lines, args.manifest.parent, server.url, args.checkpoint))
     if "whisper_base" in lines[0]:
         written["whisper_base"] = [line["whisper_base"] for line in lines]

@@ -82,10 +82,10 @@ def answer_lines() -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def ours(dtype: str, *options: str) -> Iterator[Server]:
-    """`blsp serve` of the small checkpoint."""
+def ours(dtype: str, *options: str, checkpoint: Path = OURS) -> Iterator[Server]:
+    """`blsp serve` of a checkpoint, by default the small one."""
     port = free_port()
-    command = [BLSP, "serve", OURS, "--port", str(port), "--dtype", dtype, *options]
+    command = [BLSP, "serve", checkpoint, "--port", str(port), "--dtype", dtype, *options]
     with _run([str(part) for part in command], f"ours-{dtype}") as popen:
         yield _ready(popen, port, "/ready")
 
@@ -117,6 +117,7 @@ def _run(command: list[str], name: str, *, piped: bool = False) -> Iterator["sub
     """Runs a command with its output in build/NAME.log; ends it and its children."""
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     environment |= {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONPATH": str(ROOT)}
+    BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD / f"{name}.log").open("w") as log:
         pipe = subprocess.PIPE if piped else None
         popen = subprocess.Popen(command, stdin=pipe, stdout=pipe or log, stderr=log, text=True, env=environment)
