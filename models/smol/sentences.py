@@ -1,13 +1,14 @@
-"""English sentences to speak: WordNet's examples and definitions, fortunes, templates' orders and stories, and word lists.
+"""English sentences to speak: WordNet's examples and definitions, novels, fortunes, templates' orders and stories, and word lists.
 
 `python -m models.smol.sentences OUT.txt` writes them one a line, in an order that depends on the seed alone, and OUT.dev.txt, which
 shares none with them. The word lists bring every word of the LLM's vocabulary several times: rare words are what a small training
-gets wrong. Debian's packages wordnet-base, fortunes, wamerican and wamerican-large hold the texts.
+gets wrong. Debian's packages wordnet-base, r-cran-janeaustenr, fortunes, wamerican and wamerican-large hold the texts.
 """
 
 import argparse
 import random
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from models.smol.templates import UNFIT, templated
 
 WORDNET = Path("/usr/share/wordnet")
 FORTUNES = Path("/usr/share/games/fortunes")
+NOVELS = Path("/usr/lib/R/site-library/janeaustenr")
 DICTIONARY, COMMON = (Path(f"/usr/share/dict/american-english{size}") for size in ("-large", ""))
+LONGEST = 22  # words
 LISTS = 5  # how often the word lists bring each word; the first word of a list is another token than elsewhere
-SHARES = {"templates": 0.36, "examples": 0.24, "definitions": 0.33, "fortunes": 0.08}
+SHARES = {"templates": 0.31, "examples": 0.24, "definitions": 0.2, "novels": 0.2, "fortunes": 0.05}
 """Of what is written, as long as a source lasts. The word lists come on top."""
 
 _FORM = re.compile(r"[A-Z][A-Za-z'-]*(,? [A-Za-z][A-Za-z'-]*)+[.?!]")
@@ -27,13 +30,13 @@ _ODD = re.compile(
 
 
 def sentence(text: str) -> str | None:
-    """The text as a sentence of 2 to 22 words of letters, or None where it is none."""
+    """The text as a sentence of 2 to `LONGEST` words of letters, or None where it is none."""
     text = re.sub(r"\s+", " ", text.replace("`", "'").replace("--", ", ")).replace(" ,", ",").strip(" ,;:'\"")
     if not text:
         return None
     text = text[0].upper() + text[1:] + ("" if text[-1] in ".?!" else ".")
     words = text.split()
-    fits = 2 <= len(words) <= 22 and max(map(len, words)) <= 20 and _FORM.fullmatch(text)
+    fits = 2 <= len(words) <= LONGEST and max(map(len, words)) <= 20 and _FORM.fullmatch(text)
     return text if fits and not _ODD.search(text) and not UNFIT.search(text) else None
 
 
@@ -70,6 +73,29 @@ def fortunes(known: set[str]) -> Iterator[str]:
                 yield found
 
 
+def novels() -> Iterator[str]:
+    """The clauses of five novels by Jane Austen: how books are written that people read aloud.
+
+    "Sense and Sensibility" is left out; recordings of it are what hearing is measured on.
+    """
+    books = 'with(janeaustenr::austen_books(), writeLines(text[book != "Sense & Sensibility"]))'
+    return clauses(subprocess.run(["Rscript", "-e", books], capture_output=True, text=True, check=True).stdout)
+
+
+def clauses(book: str) -> Iterator[str]:
+    """The clauses of five words and more; what is too long for one breath ends at a comma. Paragraphs are set apart by empty lines."""
+    text = re.sub(r"(?<!\n)\n(?!\n)", " ", book.replace("_", ""))
+    for clause in re.split(r'[;:"()]|--|\n\n|(?<=[.?!])(?<!Mr\.)(?<!Mrs\.)(?<!Dr\.)\s', text):
+        breath: list[str] = []
+        for piece in clause.strip().split(", "):
+            if breath and len(f"{' '.join(breath)} {piece}".split()) > LONGEST:
+                yield ", ".join(breath)
+                breath = []
+            breath.append(piece)
+        if len(" ".join(breath).split()) >= 5:
+            yield ", ".join(breath)
+
+
 def spoken_words(tokenizer: Path, known: set[str]) -> list[str]:
     """The known words that are one token of the LLM each, sorted: in lower case, unless they are known as names only."""
     from tokenizers import Tokenizer
@@ -101,6 +127,7 @@ def write(out: Path, count: int, dev: int, seed: int, tokenizer: Path | None) ->
         "examples": examples(),
         "fortunes": fortunes(known),
         "definitions": definitions(),
+        "novels": novels(),
         "templates": templated(WORDNET, known, rng, round(SHARES["templates"] * count * 2)),
     }
     kept: dict[str, list[str]] = {}

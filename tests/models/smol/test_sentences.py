@@ -10,8 +10,11 @@ from tokenizers import Tokenizer, models
 from models.smol import sentences, templates
 
 needs_texts = pytest.mark.skipif(
-    not all(path.exists() for path in (sentences.WORDNET, sentences.FORTUNES, sentences.DICTIONARY, sentences.COMMON)),
-    reason="apt install wordnet-base fortunes wamerican wamerican-large",
+    not all(
+        path.exists()
+        for path in (sentences.WORDNET, sentences.FORTUNES, sentences.NOVELS, sentences.DICTIONARY, sentences.COMMON)
+    ),
+    reason="apt install wordnet-base r-cran-janeaustenr fortunes wamerican wamerican-large",
 )
 WORDS = ["the", "river", "France", "gone"]
 
@@ -51,6 +54,18 @@ def test_a_text_becomes_a_sentence_or_is_left(text: str, expected: str | None) -
 )
 def test_plurals(noun: str, many: str) -> None:
     assert templates.plural(noun) == many
+
+
+def test_books_are_cut_where_one_breathes() -> None:
+    book = """CHAPTER ONE
+
+Mr. Elton had, in the _course_
+of his life; seen many a man--and no woman. "Indeed!" said she. """ + ", ".join(["one two three four five"] * 5)
+    assert list(sentences.clauses(book)) == [
+        "Mr. Elton had, in the course of his life",
+        "one two three four five, one two three four five, one two three four five, one two three four five",
+        "one two three four five",
+    ]
 
 
 def test_word_lists_bring_each_word_as_often() -> None:
