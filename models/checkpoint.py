@@ -17,6 +17,7 @@ from models.config import BlspConfig, CheckpointError
 from models.embedder import Embedder
 from models.encoder import WhisperEncoder
 from models.features import SAMPLE_RATE
+from models.lora import merged
 from models.pretrained import PartError, find_part, how_to_get
 from models.prompt import PromptBuilder
 from models.weights import load_strict, read_tensors
@@ -97,6 +98,8 @@ def open_checkpoint(name: str, cache: Path) -> Checkpoint:
     for part in (encoder, llm):
         if not (part / "config.json").exists():
             raise CheckpointError(f"{part}: no config.json")
+    if config.llm_lora is not None:
+        llm = merged(llm, folder / config.llm_lora, cache)
     return Checkpoint(name, config, folder, encoder, llm)
 
 

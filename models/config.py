@@ -52,6 +52,8 @@ class BlspConfig(BaseModel):
     encoder_revision: str | None = None
     llm: str = "llm"
     llm_revision: str | None = None
+    llm_lora: str | None = None
+    """A folder, relative to the checkpoint, with a LoRA in PEFT's layout that is merged into the LLM: how it was instruction-tuned."""
     adapter: AdapterSizes = AdapterSizes()
     prompt_format: PromptFormat = "blsp"
     transcribe_instruction: str = "Please repeat the words you hear."

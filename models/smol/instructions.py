@@ -5,7 +5,7 @@ from models.training import CONTINUE
 REPEAT = "Please repeat the words you hear."
 """Its reply is the transcript itself, learnt by cross-entropy."""
 
-QUOTED, BEGUN = 'Repeat the sentence between the quotes word for word.\n"{speech}"', 'Sure! The sentence is: "'
+QUOTED, BEGUN = 'Repeat the sentence between the quotes word for word. "{speech}"', 'Sure! The sentence is: "'
 """What the checkpoint asks for a transcription, and how the reply is begun: the LLM then repeats 40 development transcripts whole."""
 
 REPEAT_TOO = ("Repeat the following sentence exactly.", "Write down what is said.")

@@ -149,7 +149,7 @@ def first_adapter(checkpoint: Checkpoint, embeddings: Tensor, seed: int) -> dict
 def shared_config(checkpoint: Checkpoint) -> BlspConfig:
     """The checkpoint's config for another folder: what is a folder here is named by its absolute path."""
     config = checkpoint.config
-    parts = {"encoder": config.encoder, "llm": config.llm}
+    parts = {"encoder": config.encoder, "llm": config.llm} | ({"llm_lora": config.llm_lora} if config.llm_lora else {})
     folders = {
         part: os.path.abspath(checkpoint.folder / name)
         for part, name in parts.items()

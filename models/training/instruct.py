@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from peft import LoraConfig, get_peft_model
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, TrainingArguments
@@ -83,15 +84,25 @@ class LessonCollator:
         return {name: tensor[:, :MAX_TOKENS] for name, tensor in named.items()}
 
 
-def instruct(llm: Path, prompts: PromptBuilder, lessons: list[Lesson], args: TrainingArguments) -> None:
+def instruct(
+    llm: Path, prompts: PromptBuilder, lessons: list[Lesson], args: TrainingArguments, lora_rank: int = 0
+) -> None:
     """Trains all weights of the LLM into `args.output_dir`, a folder in Hugging Face's layout with the tokenizer.
 
-    The lessons are those of `with_room`. Goes on from the last checkpoint in that folder.
+    With `lora_rank` it trains a LoRA of all linear layers, and the folder is one in PEFT's layout: a checkpoint's `llm_lora`. The lessons
+    are those of `with_room`. Goes on from the last checkpoint in that folder.
     """
+    frozen = torch.bfloat16 if lora_rank and args.bf16 else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(llm, dtype=frozen)
+    if lora_rank:
+        shape = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        with torch.random.fork_rng():
+            torch.manual_seed(args.seed)
+            model = get_peft_model(model, shape)
     run(
         LengthTrainer(
             [len(lesson.question) + len(lesson.answer) for lesson in lessons],
-            model=AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32),
+            model=model,
             args=args,
             train_dataset=lessons,
             data_collator=LessonCollator(prompts),

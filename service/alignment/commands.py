@@ -242,6 +242,9 @@ class Instruct(BaseSettings):
     model: CliPositionalArg[str] = Field(description="folder or Hugging Face id of an LLM")
     data: CliPositionalArg[Path] = Field(description='JSON list or lines of {"instruction", "input", "output"}')
     out: CliPositionalArg[Path] = Field(description="folder for the tuned LLM, logs and plot")
+    lora_rank: int = Field(
+        0, ge=0, description="train a LoRA of this rank, a checkpoint's llm_lora; 0: all weights, as published"
+    )
     prompt_format: PromptFormat | None = Field(None, description="default: the LLM's chat template, if it has one")
     cache: Path = CACHE
     trainer: CliUnknownArgs = HUGGING_FACE
@@ -258,6 +261,6 @@ class Instruct(BaseSettings):
         fitting = with_room(lessons, prompts)
         if args.should_log and (too_long := len(lessons) - len(fitting)):
             console.print(f"lessons passed over: {too_long} (no room for an answer in {MAX_TOKENS} tokens)")
-        instruct(llm, prompts, fitting, args)
+        instruct(llm, prompts, fitting, args, self.lora_rank)
         if args.should_log:
             console.print(f"Wrote {self.out}")

@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.config import BlspConfig
+from models.lora import CONFIG, WEIGHTS
 from models.smol import build
 from models.smol.instructions import REPEAT, REPEAT_TOO, REPLIES
+from models.training.align import ADAPTER
 from models.training.manifest import Line, read_examples, read_manifest
 
 TEXTS = [f"This is the sentence of number {i}." for i in range(60)] + ["and lists of words", "Too short."]
@@ -18,7 +20,7 @@ TEXTS = [f"This is the sentence of number {i}." for i in range(60)] + ["and list
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for split in ("train", "dev"):
+    for split in ("train", "spare", "dev"):
         spoken = [{"audio": f"0.wav:{i * 900}:800", "text": text, "voice": "slt"} for i, text in enumerate(TEXTS)]
         build.write_lines(tmp_path / split / "0.jsonl", iter(spoken))
     (tmp_path / "sentences.txt").touch()
@@ -37,46 +39,59 @@ def test_each_reply_has_one_instruction(folder: Path) -> None:
 def test_what_repeats_is_learnt_by_cross_entropy(folder: Path) -> None:
     build._assigned(folder, 20)
     examples, passed_over = read_examples(folder / "replies" / "repeat.jsonl")
-    assert len(examples) == 40
+    assert len(examples) == len(TEXTS)
     assert not passed_over
     for example in examples:
         assert (example.loss, example.continuation, example.samples) == ("ce", example.text, 800)
         assert example.instruction in (REPEAT, *REPEAT_TOO)
-        assert example.audio.path == folder / "train" / "0.wav"
+        assert example.audio.path == folder / "spare" / "0.wav"
 
 
 def test_the_stages_follow_each_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[tuple[str, ...]] = []
     monkeypatch.setattr(build, "run", lambda *command: commands.append(tuple(map(str, command))))
+    for stage in ("warm", "tuned"):
+        (folder / stage).mkdir()
+        (folder / stage / ADAPTER).touch()
     shipped: list[Path] = []
     monkeypatch.setattr(build, "export", lambda *folders: shipped.extend(folders))
     build.build(folder, 500, 20, (7, 8), 2, ["--bf16", "true"])
     names = [command[2] if "-m" in command[:2] else command[1] for command in commands]
     assert names == [
-        "models.smol.speech",
-        "models.smol.speech",
+        *["models.smol.speech"] * 3,
         "warm-start",
         *["continue"] * len(REPLIES),
+        "models.smol.lessons",
+        "instruct",
         "align",
         "evaluate",
     ]
     warm, align = (next(c for c in commands if c[1] == name) for name in ("warm-start", "align"))
-    for command, steps, source, out in ((warm, "7", "start", "warm"), (align, "8", "warm", "aligned")):
+    for command, steps, source, out in ((warm, "7", "start", "warm"), (align, "8", "tuned", "aligned")):
         assert command[2] == str(folder / source)
         assert command[4] == str(folder / out)
         assert command[command.index("--max_steps") + 1] == steps
         assert command[-2:] == ("--bf16", "true")
         assert command[command.index("--states") + 1] == str(folder / "states")
+    instruct = next(c for c in commands if c[1] == "instruct")
+    assert instruct[2:5] == (build.LLM, str(folder / "lessons.jsonl"), str(folder / "tuned" / build.LORA))
+    assert BlspConfig.read(folder / "start").llm_lora is None  # warm start and replies are of the LLM as it is
+    assert BlspConfig.read(folder / "tuned").llm_lora == build.LORA
     questions = list(map(json.loads, (folder / "questions.jsonl").read_text().splitlines()))
     assert {q["reference"] for q in questions} == set(TEXTS)
-    assert shipped == [folder / "aligned", folder / "checkpoint"]
+    assert shipped == [folder / "aligned", folder / "tuned" / build.LORA, folder / "checkpoint"]
 
 
 def test_what_ships_names_its_parts(tmp_path: Path) -> None:
     weights: dict[str, Any] = {"speech_ln.weight": torch.randn(8)}
-    (tmp_path / "aligned").mkdir()
-    save_file(weights, tmp_path / "aligned" / "adapter.safetensors")
-    build.export(tmp_path / "aligned", tmp_path / "checkpoint")
-    shipped = load_file(tmp_path / "checkpoint" / "adapter.safetensors")
-    assert shipped["speech_ln.weight"].equal(weights["speech_ln.weight"].bfloat16())
+    for folder, file in (("aligned", ADAPTER), ("lora", WEIGHTS)):
+        (tmp_path / folder).mkdir()
+        save_file(weights, tmp_path / folder / file)
+    (tmp_path / "lora" / CONFIG).write_text("{}")
+    build.export(tmp_path / "aligned", tmp_path / "lora", tmp_path / "checkpoint")
+    for file in (ADAPTER, f"lora/{WEIGHTS}"):
+        assert load_file(tmp_path / "checkpoint" / file)["speech_ln.weight"].equal(
+            weights["speech_ln.weight"].bfloat16()
+        )
+    assert (tmp_path / "checkpoint" / "lora" / CONFIG).read_text() == "{}"
     assert BlspConfig.read(tmp_path / "checkpoint") == build.CONFIG

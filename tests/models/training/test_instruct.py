@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models.checkpoint import Checkpoint
+from models.lora import merged
 from models.prompt import Message, PromptBuilder
 from models.training import InputError
 from models.training.arguments import INSTRUCT, last_checkpoint, training_arguments
@@ -103,3 +104,21 @@ def test_the_llm_learns_the_answers(checkpoint: Checkpoint, prompts: PromptBuild
     )
     assert tokenizer.decode(reply[0, len(ids) :], skip_special_tokens=True).strip() == ENTRIES[1]["output"]
     assert (out / "loss.png").exists()
+
+
+def test_a_lora_learns_the_answers_and_is_merged(
+    checkpoint: Checkpoint, prompts: PromptBuilder, tmp_path: Path
+) -> None:
+    options = ["--max_steps=60", "--learning_rate=3e-2", "--warmup_steps=0", "--gradient_accumulation_steps=1"]
+    options += [*CPU, "--per_device_train_batch_size=3", "--bf16=false"]
+    lora = tmp_path / "lora"
+    lessons = [Lesson(entry["instruction"], entry["output"]) for entry in ENTRIES]
+    instruct(checkpoint.llm, prompts, lessons, training_arguments(lora, options, INSTRUCT), lora_rank=4)
+    assert not list(lora.glob("model*.safetensors"))  # the LLM's own weights are not written again
+    tuned = merged(checkpoint.llm, lora, tmp_path / "cache")
+    llm, tokenizer = AutoModelForCausalLM.from_pretrained(tuned), AutoTokenizer.from_pretrained(tuned)
+    ids = prompts.build([Message("user", ["Tell me a story."])]).token_ids
+    reply = llm.generate(
+        torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=40, do_sample=False
+    )
+    assert tokenizer.decode(reply[0, len(ids) :], skip_special_tokens=True).strip() == ENTRIES[1]["output"]
