@@ -1,7 +1,7 @@
-"""Reading and writing weights: safetensors or torch files, sharded or not, one tensor at a time."""
+"""Reading and writing weights: safetensors or torch files, sharded or not, one tensor at a time; in 8 bits where a file is to be small."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from models.config import CheckpointError
 
 SHARD_BYTES = 1 << 30
+SCALE = ".int8_scale"
+"""Behind the name of a tensor of int8: its scales, one for each place of its first dimension, in a tensor of their own."""
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Yields every (name, tensor) of the weights in a folder, file by file and memory-mapped.
 
-    Reads `*.safetensors` if there are any, else `*.bin` with `weights_only=True`. Raises CheckpointError where a file can't be read or
-    a tensor stands in two files; what the tensors hold is for `check_tensor` to say.
+    Reads `*.safetensors` if there are any, else `*.bin` with `weights_only=True`; what `in_int8` made comes out in float32. Raises
+    CheckpointError where a file can't be read or a tensor stands in two files; what the tensors hold is for `check_tensor` to say.
     """
     seen: set[str] = set()
     for file in weight_files(folder):
@@ -42,13 +44,31 @@ def _read_file(file: Path) -> Iterator[tuple[str, Tensor]]:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                    yield name, tensors.get_tensor(name)
+                    tensor = tensors.get_tensor(name)
+                    if tensor.dtype == torch.int8:
+                        scale = tensors.get_tensor(name + SCALE).float()
+                        tensor = tensor * scale.view(-1, *[1] * (tensor.dim() - 1))
+                    if not name.endswith(SCALE):
+                        yield name, tensor
         else:
             yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
     except CheckpointError:
         raise
     except Exception as error:
         raise CheckpointError(f"{file}: can't be read as weights: {error}") from error
+
+
+def in_int8(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors to be saved in a quarter of float32's bytes: matrices as int8, each row with its scale, the rest in bfloat16."""
+    found = {}
+    for name, tensor in tensors.items():
+        if tensor.dim() < 2:
+            found[name] = tensor.to(torch.bfloat16)
+        else:
+            scale = (tensor.float().abs().flatten(1).amax(1) / 127).clamp(min=1e-12)
+            found[name] = (tensor / scale.view(-1, *[1] * (tensor.dim() - 1))).round().to(torch.int8)
+            found[name + SCALE] = scale
+    return found
 
 
 def check_tensor(where: str, name: str, tensor: Tensor) -> None:

@@ -24,6 +24,7 @@ from models.lora import WEIGHTS as LORA_WEIGHTS
 from models.smol.instructions import BEGUN, QUOTED, REPEAT, REPEAT_TOO, REPLIES
 from models.training.align import ADAPTER
 from models.training.manifest import read_json_lines
+from models.weights import in_int8
 
 ENCODER, LLM = "openai/whisper-base", "HuggingFaceTB/SmolLM2-135M-Instruct"
 SIZES = AdapterSizes(conv_kernel_sizes=(3, 3), context_layers=2, inner_dim=128, spelling_dim=256)
@@ -130,10 +131,11 @@ def _assigned(folder: Path, replies: int) -> list[tuple[str, str, Path]]:
 
 
 def export(trained: Path, lora: Path, target: Path) -> None:
-    """The adapter and the LoRA, in bfloat16, with encoder and LLM by their names."""
+    """The adapter in int8 and the LoRA in bfloat16, with encoder and LLM by their names."""
     (target / LORA).mkdir(parents=True, exist_ok=True)
-    for source, file in ((trained / ADAPTER, target / ADAPTER), (lora / LORA_WEIGHTS, target / LORA / LORA_WEIGHTS)):
-        save_file({name: tensor.to(torch.bfloat16) for name, tensor in load_file(source).items()}, file)
+    save_file(in_int8(load_file(trained / ADAPTER)), target / ADAPTER)
+    halves = {name: half.to(torch.bfloat16) for name, half in load_file(lora / LORA_WEIGHTS).items()}
+    save_file(halves, target / LORA / LORA_WEIGHTS)
     shutil.copy(lora / LORA_CONFIG, target / LORA)
     CONFIG.write(target)
 

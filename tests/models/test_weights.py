@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models import weights
-from models.weights import CheckpointError, ShardWriter, load_strict, read_tensors, weight_files
+from models.weights import CheckpointError, ShardWriter, in_int8, load_strict, read_tensors, weight_files
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
 
@@ -36,6 +36,22 @@ class TestReadTensors:
             save = save_file if suffix == "safetensors" else torch.save
             save({name: tensor}, tmp_path / f"part-{i}.{suffix}")
         self.assert_reads_tensors(tmp_path)
+
+    def test_eight_bits(self, tmp_path: Path) -> None:
+        matrices = {"a": torch.randn(5, 4) * 10.0 ** torch.arange(-2, 3)[:, None], "conv": torch.randn(2, 3, 4)}
+        save_file(in_int8({**matrices, "zero": torch.zeros(2, 2), "bias": torch.ones(3)}), tmp_path / "a.safetensors")
+        read = dict(read_tensors(tmp_path))
+        assert sorted(read) == ["a", "bias", "conv", "zero"]
+        for name, matrix in matrices.items():
+            step = matrix.abs().flatten(1).amax(1) / 127  # each row has its own
+            assert (((read[name] - matrix).abs().flatten(1).amax(1)) <= step * 0.501).all()
+        assert not read["zero"].any()
+        assert read["bias"].dtype == torch.bfloat16
+
+    def test_eight_bits_without_their_scale_are_refused(self, tmp_path: Path) -> None:
+        save_file({"a": torch.ones(2, 2, dtype=torch.int8)}, tmp_path / "a.safetensors")
+        with pytest.raises(CheckpointError, match=r"a\.int8_scale"):
+            dict(read_tensors(tmp_path))
 
     def assert_reads_tensors(self, folder: Path) -> None:
         read = dict(read_tensors(folder))

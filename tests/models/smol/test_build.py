@@ -14,6 +14,7 @@ from models.smol import build
 from models.smol.instructions import REPEAT, REPEAT_TOO, REPLIES
 from models.training.align import ADAPTER
 from models.training.manifest import Line, read_examples, read_manifest
+from models.weights import read_tensors
 
 TEXTS = [f"This is the sentence of number {i}." for i in range(60)] + ["and lists of words", "Too short."]
 
@@ -83,15 +84,14 @@ def test_the_stages_follow_each_other(folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_ships_names_its_parts(tmp_path: Path) -> None:
-    weights: dict[str, Any] = {"speech_ln.weight": torch.randn(8)}
+    weights: dict[str, Any] = {"speech_ln.weight": torch.randn(8), "fc.weight": torch.randn(3, 8)}
     for folder, file in (("aligned", ADAPTER), ("lora", WEIGHTS)):
         (tmp_path / folder).mkdir()
         save_file(weights, tmp_path / folder / file)
     (tmp_path / "lora" / CONFIG).write_text("{}")
     build.export(tmp_path / "aligned", tmp_path / "lora", tmp_path / "checkpoint")
-    for file in (ADAPTER, f"lora/{WEIGHTS}"):
-        assert load_file(tmp_path / "checkpoint" / file)["speech_ln.weight"].equal(
-            weights["speech_ln.weight"].bfloat16()
-        )
+    assert dict(read_tensors(tmp_path / "checkpoint")).keys() == weights.keys()
+    assert load_file(tmp_path / "checkpoint" / ADAPTER)["fc.weight"].dtype == torch.int8
+    assert load_file(tmp_path / "checkpoint" / "lora" / WEIGHTS)["fc.weight"].equal(weights["fc.weight"].bfloat16())
     assert (tmp_path / "checkpoint" / "lora" / CONFIG).read_text() == "{}"
     assert BlspConfig.read(tmp_path / "checkpoint") == build.CONFIG
