@@ -22,6 +22,9 @@ from transformers import PreTrainedTokenizerBase
 from models.config import PromptFormat
 from models.markup import Words
 
+CONTINUE = "Continue the following text in a coherent and engaging style with less than 40 words."
+"""The published instruction for continuations (paper, section 2.1)."""
+
 HUMAN = "###[Human]:"
 ASSISTANT = "\n\n\n###[Assistant]:"
 TURN_END = "\n\n\n"

@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubComm
 from rich.markup import escape
 
 from models.config import CheckpointError, PaddingPolicy, PromptFormat
-from models.training import InputError
+from models.manifest import InputError
 from service.alignment.commands import Align, Continue, Evaluate, Instruct, WarmStart
 from service.errors import ApiError, OptionError
 from service.gate.keys import key_line, new_key

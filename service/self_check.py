@@ -8,10 +8,9 @@ import torch
 
 from models.checkpoint import Checkpoint
 from models.config import CheckpointError
-from models.training import InputError
-from models.training.agreement import Alignment, measure_alignment
-from models.training.local import LocalModel
-from models.training.manifest import Line, read_manifest
+from models.evaluation.agreement import Alignment, measure_alignment
+from models.evaluation.local import LocalModel
+from models.manifest import InputError, Line, read_manifest
 from service.audio.recordings import read_samples
 
 

@@ -1,6 +1,7 @@
 """The rules of which part may import which."""
 
 import ast
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -28,32 +29,111 @@ ONLY = {
     "pythonjsonlogger": {"service/telemetry/logs.py"},
 }
 
-# Parts of the service, and all that each imports of the others; cli.py brings them together.
+# Every file and folder of the two packages, from the lowest to the highest, and all that each imports of the others.
 PARTS = {
-    "telemetry": set(),
-    "gate": {"errors", "telemetry"},
-    "audio": {"errors", "telemetry"},
-    "listening": {"errors", "telemetry", "gate", "audio"},
-    "engine": {"errors", "telemetry", "gate"},
-    "answers": {"errors", "telemetry", "listening", "engine"},
-    "http": {"errors", "telemetry", "gate", "audio", "listening", "engine", "answers", "loading", "settings"},
-    "offline": {"errors", "telemetry", "audio", "listening", "engine", "answers", "loading"},
-    "alignment": {"errors", "audio", "engine", "offline", "progress", "settings"},
-    "self_check": {"audio"},
-    "settings": {"gate"},
-    "loading": {"gate", "audio", "listening", "engine", "answers", "settings", "self_check"},
-    "load": {"progress"},
+    "models/config": set(),
+    "models/markup": set(),
+    "models/features": set(),
+    "models/encoder": set(),
+    "models/ctranslate2": set(),
+    "models/gguf_llm": set(),
+    "models/manifest": {"models/features"},
+    "models/prompt": {"models/config", "models/markup"},
+    "models/spelling": {"models/encoder"},
+    "models/adapter": {"models/config", "models/encoder", "models/spelling"},
+    "models/embedder": {"models/config", "models/features", "models/encoder", "models/adapter"},
+    "models/weights": {"models/config"},
+    "models/tokenizer": {"models/config"},
+    "models/lora": {"models/config", "models/weights"},
+    "models/pretrained": {"models/ctranslate2", "models/gguf_llm"},
+    "models/official": {"models/config", "models/encoder", "models/adapter", "models/weights", "models/tokenizer"},
+    "models/random_init": {"models/config", "models/encoder", "models/adapter"},
+    "models/checkpoint": {
+        *("models/config", "models/features", "models/encoder", "models/adapter", "models/embedder", "models/prompt"),
+        *("models/weights", "models/lora", "models/pretrained", "models/official"),
+    },
+    "models/training": {
+        *("models/config", "models/features", "models/encoder", "models/spelling", "models/adapter", "models/embedder"),
+        *("models/manifest", "models/prompt", "models/weights", "models/checkpoint"),
+    },
+    "models/evaluation": {
+        "models/features",
+        "models/manifest",
+        "models/prompt",
+        "models/checkpoint",
+        "models/training",
+    },
+    "models/smol": {
+        *("models/config", "models/manifest", "models/prompt", "models/weights", "models/lora", "models/checkpoint"),
+        "models/training",
+    },
+    "service/errors": set(),
+    "service/lifeline": set(),
+    "service/progress": set(),
+    "service/telemetry": set(),
+    "service/gate": {"service/errors", "service/telemetry"},
+    "service/settings": {"service/gate"},
+    "service/audio": {"service/errors", "service/telemetry", "models/features", "models/manifest"},
+    "service/self_check": {
+        *("service/audio", "models/config", "models/manifest", "models/checkpoint", "models/evaluation"),
+    },
+    "service/listening": {
+        *("service/errors", "service/telemetry", "service/gate", "service/audio"),
+        *("models/features", "models/embedder"),
+    },
+    "service/engine": {"service/errors", "service/telemetry", "service/gate", "models/prompt"},
+    "service/answers": {
+        *("service/errors", "service/telemetry", "service/listening", "service/engine"),
+        *("models/config", "models/features", "models/prompt"),
+    },
+    "service/loading": {
+        *("service/gate", "service/settings", "service/audio", "service/self_check", "service/listening"),
+        *("service/engine", "service/answers", "models/features", "models/embedder", "models/checkpoint"),
+    },
+    "service/http": {
+        *("service/errors", "service/telemetry", "service/gate", "service/settings", "service/audio"),
+        *("service/listening", "service/engine", "service/answers", "service/loading"),
+    },
+    "service/offline": {
+        *("service/errors", "service/telemetry", "service/audio", "service/listening", "service/engine"),
+        *("service/answers", "service/loading", "models/manifest"),
+    },
+    "service/alignment": {
+        *(
+            "service/errors",
+            "service/progress",
+            "service/settings",
+            "service/audio",
+            "service/engine",
+            "service/offline",
+        ),
+        *(
+            "models/config",
+            "models/features",
+            "models/manifest",
+            "models/prompt",
+            "models/checkpoint",
+            "models/training",
+        ),
+        "models/evaluation",
+    },
+    "service/load": {"service/progress"},
+    "service/cli": {
+        *("service/errors", "service/progress", "service/telemetry", "service/gate", "service/settings"),
+        *("service/answers", "service/loading", "service/http", "service/offline", "service/alignment", "service/load"),
+        *("models/config", "models/manifest", "models/official", "models/random_init"),
+    },
 }
 
 
 def imports(file: Path) -> set[str]:
-    """The names of all modules that a file imports, wherever in it."""
+    """The names of all modules that a file imports, wherever in it, and of what it takes out of them."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
 
 
@@ -67,9 +147,31 @@ def test_imports_follow_the_rules(file: Path) -> None:
         assert package not in packages or path in allowed, f"{path} may not import {package}"
 
 
+def part_of(names: Sequence[str]) -> str:
+    """The part that a module lies in: the first two names of its path."""
+    return "/".join(names[:2])
+
+
+def files_of(part: str) -> list[Path]:
+    """A part's files; those of the packages themselves are no part."""
+    found = [(file, file.relative_to(ROOT).with_suffix("").parts) for file in SOURCES]
+    return [file for file, names in found if names[1] != "__init__" and part_of(names) == part]
+
+
+def imported_parts(part: str) -> set[str]:
+    """The other parts that a part imports from."""
+    modules = [name.split(".") for file in files_of(part) for name in imports(file)]
+    return {part_of(names) for names in modules if names[0] in {"models", "service"} and len(names) > 1} - {part}
+
+
 @pytest.mark.parametrize("part", PARTS)
-def test_parts_of_the_service_import_only_what_is_below_them(part: str) -> None:
-    files = [file for file in SOURCES if file.relative_to(ROOT).with_suffix("").parts[:2] == ("service", part)]
-    names = set().union(*map(imports, files))
-    assert files
-    assert {name.split(".")[1] for name in names if name.startswith("service.")} - {part} == PARTS[part]
+def test_parts_import_only_what_is_below_them(part: str) -> None:
+    assert imported_parts(part) == PARTS[part]
+    below = list(PARTS)[: list(PARTS).index(part)]
+    assert PARTS[part] <= set(below), "no part may stand on one that stands on it"
+
+
+def test_every_file_is_in_a_part() -> None:
+    assert sorted(file for part in PARTS for file in files_of(part)) == [
+        file for file in SOURCES if file.parent.parent != ROOT or file.stem != "__init__"
+    ]

@@ -21,9 +21,9 @@ from models.checkpoint import fetch
 from models.config import AdapterSizes, BlspConfig
 from models.lora import CONFIG as LORA_CONFIG
 from models.lora import WEIGHTS as LORA_WEIGHTS
+from models.manifest import read_json_lines
 from models.smol.instructions import BEGUN, QUOTED, REPEAT, REPEAT_TOO, REPLIES
 from models.training.align import ADAPTER
-from models.training.manifest import read_json_lines
 from models.weights import in_int8
 
 ENCODER, LLM = "openai/whisper-base", "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -1,6 +1,6 @@
 """What the LLM is told about each transcript while an adapter for SmolLM2 is aligned: the published continuation, and what people ask."""
 
-from models.training import CONTINUE
+from models.prompt import CONTINUE
 
 REPEAT = "Please repeat the words you hear."
 """Its reply is the transcript itself, learnt by cross-entropy."""

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import Checkpoint, open_checkpoint
+from models.manifest import AudioSpan, Example, read_json_lines, read_transcripts
 from models.prompt import PLACE
 from models.smol.instructions import BEGUN, QUOTED
-from models.training.manifest import AudioSpan, Example, read_json_lines, read_transcripts
 from models.training.states import Heard, keep_states
 from models.training.warm_start import WarmStart
 

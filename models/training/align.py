@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, TrainingArguments, WhisperConfig
 from models.adapter import ModalityAdapter
 from models.checkpoint import Checkpoint
 from models.config import BlspConfig
-from models.training import CONTINUE
+from models.manifest import Example, Objective, ReadAudio
+from models.prompt import CONTINUE
 from models.training.batches import Collator
-from models.training.manifest import Example, Objective, ReadAudio
 from models.training.model import TRAINED, AdapterModel
 from models.training.states import Heard, Progress, keep_states
 from models.training.trainer import LengthTrainer, run

@@ -9,7 +9,7 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from models.training import InputError
+from models.manifest import InputError
 
 
 class Recipe(NamedTuple):

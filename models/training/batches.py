@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from models.config import PaddingPolicy
 from models.encoder import encoder_length
 from models.features import log_mel, n_frames
+from models.manifest import Example, Objective, ReadAudio
 from models.prompt import Message, Prompt, PromptBuilder, Speech
-from models.training.manifest import Example, Objective, ReadAudio
 
 IGNORED = -100  # label of a position that is not learnt
 MAX_POOL = 50  # steps that are sorted by length together, as in transformers' LengthGroupedSampler

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, TrainingArguments
 
+from models.manifest import InputError
 from models.prompt import Message, Prompt, PromptBuilder
-from models.training import InputError
 from models.training.batches import join_tokens, reply_ids
 from models.training.trainer import LengthTrainer, run
 

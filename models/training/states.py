@@ -16,7 +16,7 @@ from models.adapter import real_positions
 from models.embedder import Embedder
 from models.encoder import encoder_length
 from models.features import SAMPLE_RATE, log_mels, n_frames
-from models.training.manifest import AudioSpan, ReadAudio
+from models.manifest import AudioSpan, ReadAudio
 
 CHUNK = 2048  # recordings that are sorted by length together; a killed run begins again with its chunk
 BATCH_SECONDS = {"cpu": 20, "cuda": 1200}  # of audio that are encoded together

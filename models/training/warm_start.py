@@ -17,10 +17,9 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from models.adapter import ModalityAdapter
 from models.checkpoint import Checkpoint, embedding_table
+from models.manifest import Example, InputError, ReadAudio
 from models.spelling import SPACES, Speller, first_of_each
-from models.training import InputError
 from models.training.align import ADAPTER, AlignmentTrainer, first_adapter, shared_config, write_adapter
-from models.training.manifest import Example, ReadAudio
 from models.training.states import EncoderStates, Heard, Progress, keep_states
 from models.weights import load_strict, read_tensors
 

@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from models.config import PromptFormat
-from models.training import CONTINUE
+from models.prompt import CONTINUE
 from service.progress import console, progress_bar, resumed_progress
 from service.settings import Dtype, default_cache
 
 if TYPE_CHECKING:
-    from models.training.local import LocalModel
+    from models.evaluation.local import LocalModel
 
 CACHE = Field(default_factory=default_cache, description="folder for converted official checkpoints")
 HUGGING_FACE: Any = Field(
@@ -107,9 +107,9 @@ class Align(BaseSettings):
         """Trains."""
         from models.checkpoint import open_checkpoint
         from models.features import SAMPLE_RATE
+        from models.manifest import read_examples
         from models.training.align import align
         from models.training.arguments import ALIGN, training_arguments
-        from models.training.manifest import read_examples
         from service.audio.recordings import read_samples
 
         args = training_arguments(self.out, self.trainer, ALIGN)
@@ -161,8 +161,8 @@ class WarmStart(BaseSettings):
     def cli_cmd(self) -> None:
         """Trains."""
         from models.checkpoint import open_checkpoint
+        from models.manifest import read_transcripts
         from models.training.arguments import WARM_START, training_arguments
-        from models.training.manifest import read_transcripts
         from models.training.trainer import run
         from models.training.warm_start import prepare
         from service.audio.recordings import read_samples
@@ -204,8 +204,8 @@ class Evaluate(BaseSettings):
         """Prints the table and writes the rest."""
         import httpx
 
-        from models.evaluation import Question
-        from models.training.manifest import read_manifest
+        from models.evaluation.scores import Question
+        from models.manifest import read_manifest
         from service.alignment import evaluation
         from service.audio.recordings import read_samples
 
@@ -227,7 +227,7 @@ class Evaluate(BaseSettings):
         import torch
 
         from models.checkpoint import open_checkpoint
-        from models.training.local import LocalModel
+        from models.evaluation.local import LocalModel
         from service.audio.recordings import read_samples
 
         checkpoint = open_checkpoint(self.model, self.cache)

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models.features import SAMPLE_RATE
+from models.manifest import AudioSpan, InputError, Line, ReadAudio, parse_line, read_json_lines
 from models.prompt import Prompt, PromptBuilder
-from models.training import InputError
 from models.training.batches import transcript_message
-from models.training.manifest import AudioSpan, Line, ReadAudio, parse_line, read_json_lines
 from service.errors import ApiError, ContextTooLong
 from service.offline.journal import open_journal
 

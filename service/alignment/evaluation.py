@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from models.evaluation import Group, Pair, Question, score_groups
-from models.training import CONTINUE, InputError
-from models.training.agreement import Advance, Alignment, measure_alignment
-from models.training.local import LocalModel
-from models.training.manifest import AudioSpan, ReadAudio
+from models.evaluation.agreement import Advance, Alignment, measure_alignment
+from models.evaluation.local import LocalModel
+from models.evaluation.scores import Group, Pair, Question, score_groups
+from models.manifest import AudioSpan, InputError, ReadAudio
+from models.prompt import CONTINUE
 from service.audio.recordings import as_wav
 
 BATCH = 16  # questions

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.features import SAMPLE_RATE
-from models.training.manifest import AudioSpan
+from models.manifest import AudioSpan
 from service.audio.decode import decode
 from service.errors import InvalidAudio
 

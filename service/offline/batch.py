@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.training import InputError
+from models.manifest import InputError
 from service.errors import InvalidRequest
 from service.offline.clerk import Answer, failure, key, line_number, parse_line
 from service.offline.journal import Journal, open_journal

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from models.training.manifest import AudioSpan
+from models.manifest import AudioSpan
 from service.answers.chat import ChatCompletionRequest
 from service.answers.conversation import read_data_url
 from service.answers.fields import parse_values

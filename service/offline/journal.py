@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from models.training import InputError
-from models.training.manifest import parse_object
+from models.manifest import InputError, parse_object
 
 T = TypeVar("T")
 

@@ -1,6 +1,6 @@
 import pytest
 
-from models.evaluation import Pair, Question, first_label, score, score_groups
+from models.evaluation.scores import Pair, Question, first_label, score, score_groups
 
 
 def test_word_error_rate() -> None:

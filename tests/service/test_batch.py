@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from models.training import InputError
+from models.manifest import InputError
 from service.errors import Unavailable
 from service.offline.batch import open_batch
 from tests.killed_batch import BROKEN, INSTRUCTION, SAMPLES, TOKENS, KilledBatch, chat, lines

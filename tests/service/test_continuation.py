@@ -10,12 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from models.manifest import InputError, read_examples
 from models.prompt import Prompt, PromptBuilder
 from models.random_init import byte_tokenizer, init_checkpoint
-from models.training import InputError
 from models.training.batches import transcript_message
 from models.training.llm import open_llm
-from models.training.manifest import read_examples
 from service.alignment.continuation import Limits, Shard, Writer, write_continuations
 from service.audio.recordings import read_samples
 from service.errors import Unavailable

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from models.checkpoint import open_checkpoint
-from models.evaluation import Question
-from models.training import InputError
-from models.training.agreement import summarize
-from models.training.local import LocalModel, TokenAlignment
+from models.evaluation.agreement import summarize
+from models.evaluation.local import LocalModel, TokenAlignment
+from models.evaluation.scores import Question
+from models.manifest import InputError
 from service.alignment.evaluation import ServedModel, evaluate, recordings, table, work, write_results
 from service.audio.recordings import read_samples
 from tests.serving import Server

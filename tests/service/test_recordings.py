@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.training.manifest import AudioSpan
+from models.manifest import AudioSpan
 from service.audio import decode
 from service.audio.recordings import read_samples
 from service.errors import ApiError

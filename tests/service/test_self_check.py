@@ -7,7 +7,7 @@ import torch
 
 from models.checkpoint import open_checkpoint
 from models.config import CheckpointError
-from models.training import InputError
+from models.manifest import InputError
 from service.self_check import self_check
 from service.settings import DEFAULT_MODEL, ServeSettings
 from tests.serving import BLSP

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from models.checkpoint import open_checkpoint
-from models.evaluation import normalize, score
+from models.evaluation.scores import normalize, score
 from service.self_check import self_check
 from service.settings import DEFAULT_MODEL, ServeSettings
 from tests.serving import Server, serve

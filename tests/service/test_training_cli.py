@@ -20,9 +20,9 @@ from torch import Tensor
 
 from models.checkpoint import open_checkpoint
 from models.config import AdapterSizes
-from models.training import CONTINUE
+from models.evaluation.local import LocalModel
+from models.prompt import CONTINUE
 from models.training.align import shared_config
-from models.training.local import LocalModel
 from service.alignment.commands import Align, Continue, Evaluate, Instruct, WarmStart
 from service.audio.recordings import read_samples
 from tests.serving import BLSP

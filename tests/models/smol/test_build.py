@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from models.config import BlspConfig
 from models.lora import CONFIG, WEIGHTS
+from models.manifest import Line, read_examples, read_manifest
 from models.smol import build
 from models.smol.instructions import REPEAT, REPEAT_TOO, REPLIES
 from models.training.align import ADAPTER
-from models.training.manifest import Line, read_examples, read_manifest
 from models.weights import read_tensors
 
 TEXTS = [f"This is the sentence of number {i}." for i in range(60)] + ["and lists of words", "Too short."]

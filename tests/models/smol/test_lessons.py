@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
+from models.manifest import AudioSpan
 from models.prompt import Speech, about
 from models.smol.instructions import BEGUN, QUOTED
 from models.smol.lessons import lessons, read
 from models.training.instruct import read_alpaca
-from models.training.manifest import AudioSpan
 
 HEARD = {f"The cat sat on mat {i}.": f"The cats at on mat {i}." for i in range(200)}
 

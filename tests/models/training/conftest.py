@@ -13,10 +13,10 @@ from torch import Tensor
 
 from models.checkpoint import Checkpoint, embedding_table
 from models.config import AdapterSizes
+from models.manifest import AudioSpan, Example
 from models.prompt import PromptBuilder
 from models.training.align import first_adapter, shared_config, write_adapter
 from models.training.batches import Collator
-from models.training.manifest import AudioSpan, Example
 from tests.sounds import RATE, voice
 
 SECONDS = [0.4, 1.3, 0.8, 2.0, 0.6, 1.1]

@@ -9,11 +9,10 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from models.checkpoint import Checkpoint, open_checkpoint
-from models.training import InputError
+from models.manifest import Example, InputError
 from models.training.align import AlignmentTrainer, align, prepare, write_adapter
 from models.training.arguments import ALIGN, last_checkpoint, training_arguments
 from models.training.batches import Collator
-from models.training.manifest import Example
 from tests.models.training.conftest import kill_while_it_saves, read
 
 # 6 examples in steps of 4: an epoch is a full step and half a one, each in batches of 2.

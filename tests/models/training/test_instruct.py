@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models.checkpoint import Checkpoint
 from models.lora import merged
+from models.manifest import InputError
 from models.prompt import Message, PromptBuilder
-from models.training import InputError
 from models.training.arguments import INSTRUCT, last_checkpoint, training_arguments
 from models.training.batches import IGNORED, reply_ids
 from models.training.instruct import MAX_TOKENS, Lesson, LessonCollator, instruct, read_alpaca, with_room

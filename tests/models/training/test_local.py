@@ -7,10 +7,10 @@ from transformers import LlamaForCausalLM
 
 from models.checkpoint import Checkpoint
 from models.embedder import Embedder
+from models.evaluation.local import LocalModel
+from models.manifest import AudioSpan, Example
 from models.prompt import Message, Speech
 from models.training.batches import Collator, transcript_message
-from models.training.local import LocalModel
-from models.training.manifest import AudioSpan, Example
 from models.training.model import AdapterModel
 from tests.models.training.conftest import read
 

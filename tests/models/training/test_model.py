@@ -8,9 +8,9 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
 from models.checkpoint import Checkpoint
+from models.manifest import Example
 from models.prompt import Message, PromptBuilder, Speech
 from models.training.batches import IGNORED, Collator, reply_ids, transcript_message
-from models.training.manifest import Example
 from models.training.model import AdapterModel, divergence, predictions, splice, without_spare_rows
 from models.training.states import EncoderStates, Heard, keep_states
 from tests.models.training.conftest import read

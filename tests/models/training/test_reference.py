@@ -12,9 +12,9 @@ from models.checkpoint import Checkpoint, open_checkpoint
 from models.embedder import Embedder
 from models.encoder import encoder_length
 from models.features import n_frames
-from models.training import CONTINUE
+from models.manifest import AudioSpan, Example
+from models.prompt import CONTINUE
 from models.training.batches import IGNORED, Collator
-from models.training.manifest import AudioSpan, Example
 from models.training.model import AdapterModel, predictions
 from tests.models.test_reference import CASES, REFERENCE, samples, stored
 

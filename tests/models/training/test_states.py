@@ -9,8 +9,8 @@ from models.checkpoint import Checkpoint
 from models.embedder import Embedder
 from models.encoder import encoder_length
 from models.features import n_frames
+from models.manifest import AudioSpan, Example
 from models.training import states
-from models.training.manifest import AudioSpan, Example
 from models.training.states import EncoderStates, Heard, keep_states
 from tests.models.training.conftest import read
 

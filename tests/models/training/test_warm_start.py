@@ -9,9 +9,8 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from models.checkpoint import Checkpoint
-from models.training import InputError
+from models.manifest import Example, InputError
 from models.training.arguments import WARM_START, training_arguments
-from models.training.manifest import Example
 from models.training.states import EncoderStates, Heard, keep_states
 from models.training.trainer import run
 from models.training.warm_start import WEIGHT, Spelled, WarmStart, WarmStartTrainer, ctc, masked, prepare

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from models.checkpoint import Checkpoint
 from models.features import split_windows
+from models.manifest import AudioSpan, ReadAudio
 from models.prompt import Message, Prompt, Speech
 from models.training.batches import join_tokens, reply_ids, transcript_message
-from models.training.manifest import AudioSpan, ReadAudio
 from models.training.model import divergence, predictions, splice
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from models.training import CONTINUE
-from models.training.local import LocalModel, TokenAlignment
-from models.training.manifest import AudioSpan
+from models.evaluation.local import LocalModel, TokenAlignment
+from models.manifest import AudioSpan
+from models.prompt import CONTINUE
 
 BATCH = 16  # recordings
 CONTINUATION_TOKENS = 64

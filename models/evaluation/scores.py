@@ -1,4 +1,4 @@
-"""How good replies are, and how alike the LLM behaves when it hears a sentence and when it reads it."""
+"""How good replies are: word errors, BLEU, and how often they are right."""
 
 import re
 from collections.abc import Iterable, Sequence

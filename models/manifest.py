@@ -14,7 +14,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from models.features import N_SAMPLES
-from models.training import InputError
+
+
+class InputError(ValueError):
+    """A manifest or an option that can't be used; the message says which, where and why."""
+
 
 Objective = Literal["ce", "kl"]
 """Cross-entropy of a reply, as published; or divergence from the LLM that reads the transcript."""

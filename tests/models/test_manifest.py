@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from models.features import N_SAMPLES
-from models.training import InputError
-from models.training.manifest import AudioSpan, Example, Line, read_examples, read_manifest, read_transcripts
+from models.manifest import AudioSpan, Example, InputError, Line, read_examples, read_manifest, read_transcripts
 
 
 @pytest.mark.parametrize(
