@@ -8,7 +8,7 @@ PORT ?= 8000
 PIP_FLAGS ?=
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 
-.PHONY: help setup setup-plain-torch serve model test check fuzz schemathesis bench soak overload lock check-images clean
+.PHONY: help setup setup-plain-torch serve model test check fuzz schemathesis diagram bench soak overload lock check-images clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -68,6 +68,9 @@ check-images: .venv/bin/blsp ## Do what the images' RUN lines do, as far as that
 	cd build/image && .venv/bin/python -I -c 'import service.http.app, service.http.server, service.loading as here; from service.settings import DEFAULT_MODEL; \
 	  assert "build/image" in here.__file__ and (DEFAULT_MODEL / "config.json").is_file()'
 	rm -rf build/image
+
+diagram: .venv/bin/blsp ## Draw into CONTRIBUTING.md who imports whom.
+	.venv/bin/python -m tests.diagram
 
 bench: .venv/bin/blsp ## Measure speed beside vLLM's own speech serving, the engine alone and a plain loop (33 minutes); writes benchmarks/RESULTS.md.
 	.venv/bin/python -m benchmarks.serving

@@ -175,3 +175,9 @@ def test_every_file_is_in_a_part() -> None:
     assert sorted(file for part in PARTS for file in files_of(part)) == [
         file for file in SOURCES if file.parent.parent != ROOT or file.stem != "__init__"
     ]
+
+
+def test_the_diagram_is_todays() -> None:
+    from tests.diagram import PAGE, drawn
+
+    assert PAGE.read_text() == drawn(PAGE.read_text()), "`make diagram` draws it"
