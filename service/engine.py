@@ -30,7 +30,8 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from models.prompt import Prompt
 from service.errors import ApiError, ContextTooLong, DeadlineExceeded, InvalidRequest, OptionError, Unavailable
 from service.gate.admission import current_client
-from service.telemetry import metrics, timeline
+from service.request import running
+from service.telemetry import metrics
 
 VLLM_VERSION: str = vllm.__version__
 
@@ -90,8 +91,9 @@ class BlspLLM(AsyncLLM):
         queued = _n_tokens(prompt)
         self._add_queued(queued)
         end = asyncio.get_running_loop().time() + self.generation_seconds
-        times = timeline.get()
-        kwargs["trace_headers"] = times.trace_headers or None
+        request = running()
+        times = request.timeline
+        kwargs["trace_headers"] = request.trace_headers or None
         client = current_client()
         kwargs["priority"] = self._running[client]  # least first
         self._running[client] += 1
@@ -109,11 +111,11 @@ class BlspLLM(AsyncLLM):
                         first = now
                         times.add("prefill", start, now)
                         times.first_token(now)
-                        times.prompt_tokens += len(output.prompt_token_ids or ())
+                        request.prompt_tokens += len(output.prompt_token_ids or ())
                     else:
                         metrics.STAGE_SECONDS.labels("inter_token").observe(now - last)
                     last = now
-                    times.completion_tokens += sum(len(choice.token_ids) for choice in output.outputs)
+                    request.completion_tokens += sum(len(choice.token_ids) for choice in output.outputs)
                     if self.drop_first_space:
                         _drop_first_space(output, begun)
                     finished = output.finished

@@ -71,6 +71,7 @@ PARTS = {
     "service/lifeline": set(),
     "service/progress": set(),
     "service/telemetry": set(),
+    "service/request": {"service/telemetry"},
     "service/gate": {"service/errors", "service/telemetry"},
     "service/settings": {"service/gate"},
     "service/audio": {"service/errors", "service/telemetry", "models/features", "models/manifest"},
@@ -78,12 +79,12 @@ PARTS = {
         *("service/audio", "models/config", "models/manifest", "models/checkpoint", "models/evaluation"),
     },
     "service/listening": {
-        *("service/errors", "service/telemetry", "service/gate", "service/audio"),
+        *("service/errors", "service/request", "service/telemetry", "service/gate", "service/audio"),
         *("models/features", "models/embedder"),
     },
-    "service/engine": {"service/errors", "service/telemetry", "service/gate", "models/prompt"},
+    "service/engine": {"service/errors", "service/request", "service/telemetry", "service/gate", "models/prompt"},
     "service/answers": {
-        *("service/errors", "service/telemetry", "service/listening", "service/engine"),
+        *("service/errors", "service/request", "service/telemetry", "service/listening", "service/engine"),
         *("models/config", "models/features", "models/prompt"),
     },
     "service/loading": {
@@ -91,11 +92,18 @@ PARTS = {
         *("service/engine", "service/answers", "models/features", "models/embedder", "models/checkpoint"),
     },
     "service/http": {
-        *("service/errors", "service/telemetry", "service/gate", "service/settings", "service/audio"),
+        *(
+            "service/errors",
+            "service/request",
+            "service/telemetry",
+            "service/gate",
+            "service/settings",
+            "service/audio",
+        ),
         *("service/listening", "service/engine", "service/answers", "service/loading"),
     },
     "service/offline": {
-        *("service/errors", "service/telemetry", "service/audio", "service/listening", "service/engine"),
+        *("service/errors", "service/request", "service/audio", "service/listening", "service/engine"),
         *("service/answers", "service/loading", "models/manifest"),
     },
     "service/alignment": {

@@ -38,7 +38,8 @@ from service.answers.prompting import Prompts
 from service.engine import Engine, as_api_error
 from service.errors import ApiError, InvalidRequest, ModelNotFound, OptionError
 from service.listening.listener import Listener
-from service.telemetry import metrics, timeline
+from service.request import running
+from service.telemetry import metrics
 
 GRAMMARS = {
     "response_format",
@@ -125,7 +126,7 @@ class SpeechRenderer(OnlineRenderer):
         heard = await hear_messages(drafts, self.listener)
         options = request.chat_template_kwargs
         prompt = await self.prompts.build(heard, "messages", tools=tool_dicts, template_options=options)
-        timeline.get().audio_tokens = prompt.speech_tokens
+        running().audio_tokens = prompt.speech_tokens
         if parser is not None:  # has its say in how tool calls and thoughts are generated
             parser(self.renderer.tokenizer, request.tools, chat_template_kwargs=options or {}).adjust_request(request)
         conversation: list[ConversationMessage] = [{"role": draft.role} for draft in drafts]
@@ -291,7 +292,7 @@ def _filled(body: dict[str, Any]) -> dict[str, Any]:
     """A reply or chunk, with what OpenAI has and vLLM has not: which of the prompt's tokens are audio, and `refusal`."""
     usage = body.get("usage")
     if usage and "prompt_tokens_details" in usage:
-        audio = timeline.get().audio_tokens
+        audio = running().audio_tokens
         usage["prompt_tokens_details"] = {
             "audio_tokens": audio,
             "text_tokens": usage["prompt_tokens"] - audio,

@@ -15,7 +15,7 @@ from service.answers.fields import as_list, check_model, from_json
 from service.answers.prompting import Prompts
 from service.engine import Delta, Engine, Sampling
 from service.listening.listener import Listener, Recording
-from service.telemetry import timeline
+from service.request import running
 
 
 class SpeechRequest(BaseModel):
@@ -90,7 +90,7 @@ class Reply:
                 "windows": len(self.audio.windows),
                 "speech_tokens": len(self.audio.rows),
             },
-            "timings": {stage: round(seconds, 6) for stage, seconds in timeline.get().stages.items()},
+            "timings": {stage: round(seconds, 6) for stage, seconds in running().timeline.stages.items()},
         }
         return body | ({"token_ids": self.token_ids} if self.with_token_ids else {})
 

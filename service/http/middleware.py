@@ -10,7 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ApiError, InvalidKey
 from service.gate.keys import ANONYMOUS, Keys
-from service.telemetry import logs, metrics, timeline, tracing
+from service.request import RequestContext, begin
+from service.telemetry import logs, metrics, tracing
 
 log = logging.getLogger("service.access")
 
@@ -19,7 +20,7 @@ CLIENT_GONE = 499  # nginx's status for a client that closed the connection
 
 
 class Observed:
-    """Gives each request an id and a timeline; when it has been answered, counts, traces and logs it.
+    """Gives each request an id and a context; when it has been answered, counts, traces and logs it.
 
     `paths` are those that may name an endpoint in the metrics before the router has looked. Where nobody needs a key to read the metrics
     (`open_metrics`), those call every client that has one `UNTOLD`.
@@ -42,8 +43,9 @@ class Observed:
             return
         headers = Headers(scope=scope)
         request_id = logs.begin_request(headers.get("x-request-id"))
-        times = timeline.begin()
-        trace = tracing.begin(headers, times)
+        request = begin()
+        times = request.timeline
+        trace = tracing.begin(headers, request.trace_headers)
         status, has_body = CLIENT_GONE, False
 
         async def watched_receive() -> Message:
@@ -73,26 +75,27 @@ class Observed:
                 metrics.REFUSALS.labels("internal_error").inc()
                 await JSONResponse(error.body(), error.status)(scope, receive, watched_send)
             finally:
-                self._account(scope, status, state["client"], times, trace)
+                self._account(scope, status, state["client"], request, trace)
 
-    def _account(self, scope: Scope, status: int, client: str, times: timeline.Timeline, trace: tracing.Trace) -> None:
+    def _account(self, scope: Scope, status: int, client: str, request: RequestContext, trace: tracing.Trace) -> None:
+        times = request.timeline
         seconds = time.perf_counter() - times.started
         endpoint = self._endpoint(scope)
         told = UNTOLD if self.open_metrics and client != ANONYMOUS else client
         metrics.REQUESTS.labels(endpoint, str(status), told).inc()
         metrics.REQUEST_SECONDS.labels(endpoint).observe(seconds)
-        times.publish()
+        request.publish()
         facts = {
             "method": scope["method"],
             "endpoint": endpoint,
             "status": status,
             "seconds": round(seconds, 4),
-            "audio_seconds": round(times.audio_seconds, 3),
-            "prompt_tokens": times.prompt_tokens,
-            "completion_tokens": times.completion_tokens,
+            "audio_seconds": round(request.audio_seconds, 3),
+            "prompt_tokens": request.prompt_tokens,
+            "completion_tokens": request.completion_tokens,
             "client": client,
         }
-        trace.end(facts, times)
+        trace.end(facts, times.spans.copy(), times.stages)
         log.info(
             "%(method)s %(endpoint)s %(status)d in %(seconds)s s, audio %(audio_seconds)s s, tokens %(prompt_tokens)d + "
             "%(completion_tokens)d, client %(client)s",

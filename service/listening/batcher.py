@@ -20,7 +20,8 @@ from torch import Tensor
 from models.features import HOP_LENGTH, SAMPLE_RATE
 from service.errors import ApiError, Unavailable
 from service.gate.admission import current_client
-from service.telemetry import metrics, timeline
+from service.request import RequestContext, running
+from service.telemetry import metrics
 
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
 MAX_CLIENTS = 10_000  # whose turns are remembered
@@ -38,7 +39,7 @@ class _Item:
     n_samples: int
     rows: asyncio.Future[Tensor]
     n_batches: int  # that had begun when it came
-    times: timeline.Timeline = field(default_factory=timeline.get)
+    request: RequestContext = field(default_factory=running)
     client: str = field(default_factory=current_client)
     queued: float = field(default_factory=time.perf_counter)
 
@@ -81,7 +82,7 @@ class Batcher:
         self._n_batches = 0
         self._encoding = 0  # batches
         self._led: dict[str, int] = {}  # the number of the batch that each client last led
-        self._request_led: WeakKeyDictionary[timeline.Timeline, int] = WeakKeyDictionary()  # and each request
+        self._request_led: WeakKeyDictionary[RequestContext, int] = WeakKeyDictionary()  # and each request
         self._waiting: list[_Item] = []
         self._arrived = asyncio.Event()
         self._threads = ThreadPoolExecutor(at_a_time, thread_name_prefix="encoder")
@@ -157,13 +158,13 @@ class Batcher:
         keep all others out.
         """
         newcomer = item.n_batches - 1
-        return self._led.get(item.client, newcomer), self._request_led.get(item.times, newcomer)
+        return self._led.get(item.client, newcomer), self._request_led.get(item.request, newcomer)
 
     def _note_turn(self, item: _Item) -> None:
         self._n_batches += 1
         if len(self._led) > MAX_CLIENTS:
             self._led.clear()
-        self._led[item.client] = self._request_led[item.times] = self._n_batches
+        self._led[item.client] = self._request_led[item.request] = self._n_batches
 
     async def _encode_batch(self, batch: list[_Item]) -> None:
         """Encodes a batch; where that fails, each of its windows alone, so that one bad window costs nobody else."""
@@ -186,8 +187,8 @@ class Batcher:
         end = time.perf_counter()
         metrics.BATCH_WINDOWS.observe(len(batch))
         for item, embeddings in zip(batch, rows, strict=True):
-            item.times.add("queue", item.queued, start)
-            item.times.add("encode", start, end)
+            item.request.timeline.add("queue", item.queued, start)
+            item.request.timeline.add("encode", start, end)
             metrics.SPEECH_TOKENS.inc(len(embeddings))
             if not item.rows.done():
                 item.rows.set_result(embeddings)

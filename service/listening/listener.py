@@ -26,7 +26,8 @@ from service.gate.admission import NEWCOMERS, current_client
 from service.gate.places import Places
 from service.listening.batcher import Batcher
 from service.listening.cache import EmbeddingCache, RecordingCache, fingerprint, fingerprint_of_file
-from service.telemetry import metrics, timeline
+from service.request import running, stage
+from service.telemetry import metrics
 
 REMEMBERED_WINDOWS = 20_000  # of recordings, of 200 bytes each
 A_MOMENT = 0.02  # seconds: an upload that ends within them is looked for, before it is decoded
@@ -162,7 +163,7 @@ class Listener:
         the error.
         """
         try:
-            with timeline.stage("decode"):
+            with stage("decode"):
                 key = await _key(source, cut)
             recording = self._recall(key, budget)
             if recording is None:
@@ -176,7 +177,7 @@ class Listener:
                 )
             raise
         metrics.AUDIO_SECONDS.inc(recording.seconds)
-        timeline.get().audio_seconds += recording.seconds
+        running().audio_seconds += recording.seconds
         return recording
 
     def _recall(self, key: Hashable, budget: Budget | None) -> Recording | None:
@@ -272,7 +273,7 @@ class Listener:
         pending: list[np.ndarray] = []
         with closing(self._decoders.decode(source)) as chunks:
             while True:
-                with timeline.stage("decode"):
+                with stage("decode"):
                     samples = _fill(chunks, pending, cut)
                 if not len(samples):
                     return
@@ -288,7 +289,7 @@ class Listener:
         key = fingerprint(samples)
         if (rows := self._cache.get(key)) is not None:
             return _Window(len(samples), is_last, key, rows, None)
-        with timeline.stage("features"):
+        with stage("features"):
             features = self._embedder.features(torch.from_numpy(samples))
         return _Window(len(samples), is_last, key, None, features)
 

@@ -29,7 +29,7 @@ from service.engine import VLLMClientError, as_api_error
 from service.errors import ApiError, InvalidRequest, Unavailable
 from service.listening.listener import Cut, Recording
 from service.loading import Service
-from service.telemetry import timeline
+from service.request import begin
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -67,7 +67,7 @@ class Clerk:
 
     async def answer(self, number: int, text: bytes) -> Output:
         """The output for a line; whatever goes wrong with it is in there. Raises Unavailable where the engine is dead."""
-        timeline.begin()
+        begin()
         try:
             fields = parse_line(text)
         except InvalidRequest as error:

@@ -17,8 +17,6 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import NoOpTracer, Span, SpanKind, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from service.telemetry.timeline import Timeline
-
 _CONTEXT = TraceContextTextMapPropagator()
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
@@ -45,15 +43,20 @@ class Trace:
 
     span: Span
 
-    def end(self, facts: Mapping[str, str | int | float], times: Timeline) -> None:
-        """Ends it with what is known of the request, and adds its stages."""
+    def end(
+        self,
+        facts: Mapping[str, str | int | float],
+        spans: Mapping[str, tuple[float, float]],
+        busy: Mapping[str, float],
+    ) -> None:
+        """Ends it with what is known of the request, and adds its stages: begin and end of each, and the seconds that it was busy."""
         if not self.span.is_recording():
             return
         offset = time.time_ns() - round(time.perf_counter() * 1e9)
         context = set_span_in_context(self.span)
-        for stage, (first, last) in times.spans.copy().items():
+        for stage, (first, last) in spans.items():
             stage_span = _tracer.start_span(stage, context, start_time=offset + round(first * 1e9))
-            stage_span.set_attribute("blsp.busy_seconds", times.stages[stage])  # less than its length where it paused
+            stage_span.set_attribute("blsp.busy_seconds", busy[stage])  # less than its length where it paused
             stage_span.end(offset + round(last * 1e9))
         self.span.update_name(f"{facts['method']} {facts['endpoint']}")
         self.span.set_attributes({_NAMES.get(name, f"blsp.{name}"): value for name, value in facts.items()})
@@ -65,9 +68,12 @@ class Trace:
 _NAMES = {"method": "http.request.method", "endpoint": "http.route", "status": "http.response.status_code"}
 
 
-def begin(headers: Mapping[str, str], times: Timeline) -> Trace:
-    """Begins the span of a request, below that of its caller where it names one in W3C's `traceparent`."""
+def begin(headers: Mapping[str, str], onward: dict[str, str]) -> Trace:
+    """Begins the span of a request, below that of its caller where it names one in W3C's `traceparent`.
+
+    `onward` gets the headers that name this span to whoever works for the request.
+    """
     span = _tracer.start_span("request", _CONTEXT.extract(headers), SpanKind.SERVER)
     if span.is_recording():
-        _CONTEXT.inject(times.trace_headers, set_span_in_context(span))
+        _CONTEXT.inject(onward, set_span_in_context(span))
     return Trace(span)

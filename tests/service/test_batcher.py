@@ -12,7 +12,7 @@ from models.features import SAMPLE_RATE
 from service.errors import Unavailable
 from service.gate.admission import Admission, Limits, Queued
 from service.listening.batcher import BEHIND_SECONDS, Batcher, EncodingFailed
-from service.telemetry import timeline
+from service.request import begin
 
 
 class Encoder:
@@ -117,7 +117,7 @@ async def test_closing_releases_whoever_waits() -> None:
 
 async def test_books_queue_and_encode_on_the_request_that_asked() -> None:
     async with batcher(Encoder()) as b:
-        times = timeline.begin()
+        times = begin().timeline
         await b.embed(window(3), 1)
     assert times.stages.keys() == {"queue", "encode"}
 
@@ -126,7 +126,7 @@ def ask(batcher: Batcher, client: str, *lengths: int) -> list[asyncio.Task[Tenso
     """A request of a client that sends windows of these lengths."""
 
     def enqueue() -> list[asyncio.Task[Tensor]]:
-        timeline.begin()
+        begin()
         return [asyncio.create_task(batcher.embed(window(n), 1)) for n in lengths]
 
     def as_client() -> list[asyncio.Task[Tensor]]:

@@ -6,7 +6,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from service.telemetry import timeline, tracing
+from service.request import running
+from service.telemetry import tracing
 from tests.service.test_middleware import client
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -27,12 +28,12 @@ def by_name(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:
 
 async def test_a_request_has_a_span_for_each_stage_below_its_callers(spans: InMemorySpanExporter) -> None:
     def work() -> None:
-        times = timeline.get()
+        times = running().timeline
         start = times.started
         times.add("decode", start, start + 1)
         times.add("decode", start + 3, start + 4)
         times.add("encode", start + 1, start + 3)
-        assert times.trace_headers["traceparent"].split("-")[1] == CALLER.split("-")[1]  # what vLLM gets
+        assert running().trace_headers["traceparent"].split("-")[1] == CALLER.split("-")[1]  # what vLLM gets
 
     async with client(broken=work) as http:
         await http.get("/broken", headers={"traceparent": CALLER})
@@ -71,4 +72,4 @@ def test_it_is_off_unless_a_collector_is_named(monkeypatch: pytest.MonkeyPatch) 
     for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
     assert tracing.start("0") is None
-    assert not tracing.begin({}, timeline.Timeline()).span.is_recording()
+    assert not tracing.begin({}, {}).span.is_recording()

@@ -1,6 +1,6 @@
-"""The stages of one request, timed where they happen and read where the reply is made.
+"""The request that is running: what it has cost so far, and its stages, timed where they happen and read where the reply is made.
 
-A request's timeline travels in a context variable, so that no function has to hand it on.
+It travels in a context variable, so that no function has to hand it on. Usage, bills and turns at the encoder go by it.
 """
 
 import threading
@@ -15,7 +15,7 @@ from service.telemetry import metrics
 
 @dataclass(eq=False)
 class Timeline:
-    """Seconds spent in each stage so far, and the speech heard; several recordings of a request add up.
+    """Seconds spent in each stage so far; several recordings of a request add up.
 
     Threads that decode book on it, too, and may go on to do so when their request is over.
     """
@@ -24,11 +24,6 @@ class Timeline:
     stages: dict[str, float] = field(default_factory=dict)
     spans: dict[str, tuple[float, float]] = field(default_factory=dict)  # first begin and last end of what `add` booked
     uploaded: float | None = None  # when the last byte of the body came
-    audio_seconds: float = 0.0
-    audio_tokens: int = 0  # positions of the prompt that are speech
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    trace_headers: dict[str, str] = field(default_factory=dict)  # W3C trace context, for vLLM's own spans
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, stage: str, start: float, end: float) -> None:
@@ -53,27 +48,40 @@ class Timeline:
         """Books the whole of the request; the last of several generations counts."""
         self.stages["total"] = now - self.started
 
+
+@dataclass(eq=False)
+class RequestContext:
+    """What is known of one request, whose identity it is."""
+
+    timeline: Timeline = field(default_factory=Timeline)
+    audio_seconds: float = 0.0
+    audio_tokens: int = 0  # positions of the prompt that are speech
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    trace_headers: dict[str, str] = field(default_factory=dict)  # W3C trace context, for vLLM's own spans
+
     def publish(self) -> None:
         """Enters each stage once into its histogram, when the request is over."""
-        for stage, seconds in self.stages.copy().items():
-            metrics.STAGE_SECONDS.labels(stage).observe(seconds)
-        if self.audio_seconds and "total" in self.stages:
-            metrics.REAL_TIME_FACTOR.observe(self.stages["total"] / self.audio_seconds)
+        stages = self.timeline.stages.copy()
+        for name, seconds in stages.items():
+            metrics.STAGE_SECONDS.labels(name).observe(seconds)
+        if self.audio_seconds and "total" in stages:
+            metrics.REAL_TIME_FACTOR.observe(stages["total"] / self.audio_seconds)
 
 
-current: ContextVar[Timeline] = ContextVar("timeline")
+_running: ContextVar[RequestContext] = ContextVar("request")
 
 
-def begin() -> Timeline:
-    """Starts the timeline of a new request."""
-    timeline = Timeline()
-    current.set(timeline)
-    return timeline
+def begin() -> RequestContext:
+    """Starts the context of a new request."""
+    request = RequestContext()
+    _running.set(request)
+    return request
 
 
-def get() -> Timeline:
-    """The timeline of the request that is running; a fresh one outside of any."""
-    return current.get(None) or begin()
+def running() -> RequestContext:
+    """The request that is running; a fresh one outside of any."""
+    return _running.get(None) or begin()
 
 
 @contextmanager
@@ -83,4 +91,4 @@ def stage(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        get().add(name, start, time.perf_counter())
+        running().timeline.add(name, start, time.perf_counter())

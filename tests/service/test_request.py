@@ -8,8 +8,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import INVALID_SPAN
 from prometheus_client import REGISTRY
 
+from service.request import RequestContext, Timeline
 from service.telemetry import metrics, tracing
-from service.telemetry.timeline import Timeline
 
 
 def test_a_stage_adds_up_and_spans_from_its_first_begin_to_its_last_end() -> None:
@@ -39,10 +39,10 @@ def test_the_real_time_factor_is_of_the_last_token_and_the_audio(audio_seconds: 
         return REGISTRY.get_sample_value("blsp_real_time_factor_sum") or 0.0
 
     before = factors()
-    times = Timeline(started=100.0, audio_seconds=audio_seconds)
-    times.last_token(101.0)
-    times.last_token(102.0)
-    times.publish()
+    request = RequestContext(Timeline(started=100.0), audio_seconds=audio_seconds)
+    request.timeline.last_token(101.0)
+    request.timeline.last_token(102.0)
+    request.publish()
     assert factors() - before == pytest.approx(more)
 
 
@@ -87,9 +87,9 @@ def test_a_thread_may_go_on_booking_while_a_request_is_accounted_for(monkeypatch
 
     monkeypatch.setattr(metrics, "STAGE_SECONDS", Booking())
     monkeypatch.setattr(tracing, "_tracer", Booking())
-    times.publish()
+    RequestContext(times).publish()
     booked = len(times.stages)
     assert booked > 1
     span = TracerProvider().get_tracer("test").start_span("request")
-    tracing.Trace(span).end({"method": "GET", "endpoint": "/", "status": 200}, times)
+    tracing.Trace(span).end({"method": "GET", "endpoint": "/", "status": 200}, times.spans.copy(), times.stages)
     assert len(times.stages) > booked
