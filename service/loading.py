@@ -13,6 +13,7 @@ from models.checkpoint import Checkpoint, open_checkpoint
 from models.embedder import Embedder
 from models.features import SAMPLE_RATE
 from service.answers.chat import ChatService
+from service.answers.conversation import Conversations
 from service.answers.prompting import Prompts
 from service.answers.speech import SpeechRequest, SpeechService
 from service.answers.transcription import TranscriptionService
@@ -79,8 +80,12 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
         embedder.to(engine.dtype)
         listener = _listener(settings, embedder, engine)
         prompts = await asyncio.to_thread(Prompts, checkpoint.prompt_builder(engine.dtype), engine.max_model_len)
-        speech = SpeechService(engine, listener, prompts, name)
-        chat = ChatService(engine, listener, prompts, name, settings.tool_call_parser, settings.max_grammar_bytes)
+        fetcher = Fetcher(
+            settings.audio_url_hosts, max_bytes=settings.audio_url_max_bytes, seconds=settings.audio_url_seconds
+        )
+        conversations = Conversations(listener, fetcher)
+        speech = SpeechService(engine, conversations, prompts, name)
+        chat = ChatService(engine, conversations, prompts, name, settings.tool_call_parser, settings.max_grammar_bytes)
         service = Service(checkpoint, engine, listener, speech, chat, TranscriptionService(engine, prompts, name))
         progress("Warming up with a first request")
         await _warm_up(service)
@@ -111,11 +116,6 @@ def _listener(settings: ModelSettings, embedder: Embedder, engine: Engine) -> Li
             max_seconds=settings.max_audio_seconds,
             seconds=settings.decode_seconds,
             memory_bytes=settings.decode_memory_mib << 20,
-        ),
-        Fetcher(
-            settings.audio_url_hosts,
-            max_bytes=settings.audio_url_max_bytes,
-            seconds=settings.audio_url_seconds,
         ),
         max_windows=settings.max_batch_windows,
         batches_at_a_time=settings.encoder_batches or (1 if on_gpu else 2),

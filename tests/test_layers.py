@@ -22,7 +22,7 @@ ONLY = {
         "service/http/server.py",
     },
     "uvicorn": {"service/http/server.py"},
-    "aiohttp": {"service/load/client.py", "service/load/bench.py"},
+    "aiohttp": {"service/audio/fetch.py", "service/load/client.py", "service/load/bench.py"},
     "av": {"service/audio/decode.py"},
     "prometheus_client": {"service/telemetry/metrics.py"},
     "opentelemetry": {"service/telemetry/tracing.py"},
@@ -84,7 +84,14 @@ PARTS = {
     },
     "service/engine": {"service/errors", "service/request", "service/telemetry", "service/gate", "models/prompt"},
     "service/answers": {
-        *("service/errors", "service/request", "service/telemetry", "service/listening", "service/engine"),
+        *(
+            "service/errors",
+            "service/request",
+            "service/telemetry",
+            "service/audio",
+            "service/listening",
+            "service/engine",
+        ),
         *("models/config", "models/features", "models/prompt"),
     },
     "service/loading": {

@@ -31,13 +31,12 @@ from vllm.renderers.chat_utils import ConversationMessage
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from service.answers.conversation import hear_messages, parse_messages
+from service.answers.conversation import Conversations, parse_messages
 from service.answers.fields import check_json
 from service.answers.operator_fields import refuse_operator_fields
 from service.answers.prompting import Prompts
 from service.engine import Engine, as_api_error
 from service.errors import ApiError, InvalidRequest, ModelNotFound, OptionError
-from service.listening.listener import Listener
 from service.request import running
 from service.telemetry import metrics
 
@@ -111,10 +110,10 @@ TokenizeRequest = TokenizeTextRequest | TokenizeMessagesRequest
 class SpeechRenderer(OnlineRenderer):
     """Renders chat requests with the checkpoint's own prompt builder; audio parts become speech embeddings."""
 
-    def __init__(self, engine: Engine, listener: Listener, prompts: Prompts, **options: Any) -> None:
+    def __init__(self, engine: Engine, conversations: Conversations, prompts: Prompts, **options: Any) -> None:
         super().__init__(engine.llm.model_config, engine.llm.renderer, request_logger=None, **options)
         self.engine = engine
-        self.listener = listener
+        self.conversations = conversations
         self.prompts = prompts
 
     async def preprocess_chat(
@@ -123,7 +122,7 @@ class SpeechRenderer(OnlineRenderer):
         """Messages to one engine input; called by OnlineRenderer once it has checked the tools."""
         refuse_operator_fields(request)
         drafts = parse_messages(messages)
-        heard = await hear_messages(drafts, self.listener)
+        heard = await self.conversations.hear(drafts)
         options = request.chat_template_kwargs
         prompt = await self.prompts.build(heard, "messages", tools=tool_dicts, template_options=options)
         running().audio_tokens = prompt.speech_tokens
@@ -142,7 +141,7 @@ class ChatService:
     def __init__(
         self,
         engine: Engine,
-        listener: Listener,
+        conversations: Conversations,
         prompts: Prompts,
         model_name: str,
         tool_parser: str | None,
@@ -159,7 +158,7 @@ class ChatService:
             "reasoning_parser": engine.llm.vllm_config.structured_outputs_config.reasoning_parser,
         }
         try:
-            renderer = SpeechRenderer(engine, listener, prompts, **template, **parsers)
+            renderer = SpeechRenderer(engine, conversations, prompts, **template, **parsers)
         except TypeError as error:
             raise OptionError(str(error)) from error
         self._has_tool_parser = renderer.parser is not None and renderer.parser.tool_parser_cls is not None

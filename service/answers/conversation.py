@@ -10,6 +10,7 @@ from typing import Any
 
 from models.prompt import Message, Role, Speech
 from service.answers.fields import read_json
+from service.audio.fetch import Fetcher
 from service.errors import InvalidRequest
 from service.listening.listener import Budget, Listener, Recording
 
@@ -52,48 +53,53 @@ def parse_messages(messages: Iterable[Any], name: str = "messages") -> list[Draf
     return [_parse_message(message, f"{name}[{i}]") for i, message in enumerate(messages)]
 
 
-async def hear_messages(drafts: Sequence[Draft], listener: Listener, heard_seconds: float = 0.0) -> list[Message]:
-    """Listens to the recordings, a few at a time; returns the messages.
+@dataclass(frozen=True)
+class Conversations:
+    """Listens to the recordings of messages, also to those that have to be fetched first."""
 
-    All of them together, and the `heard_seconds` that the request has brought elsewhere, may last as long as a request's audio may:
-    raises AudioTooLong, and what Listener.hear and Fetcher.fetch raise. After an error, or when it is cancelled, nothing of it goes on.
-    """
-    audio = [part for draft in drafts for part in draft.parts if not isinstance(part, str)]
-    heard = iter(await _hear_all(audio, listener, listener.budget(heard_seconds)) if audio else [])
-    return [
-        Message(
-            draft.role,
-            [part if isinstance(part, str) else Speech(next(heard).rows) for part in draft.parts],
-            draft.extra,
-        )
-        for draft in drafts
-    ]
+    listener: Listener
+    fetcher: Fetcher
 
+    async def hear(self, drafts: Sequence[Draft], heard_seconds: float = 0.0) -> list[Message]:
+        """Listens to the recordings, a few at a time; returns the messages.
 
-async def _hear_all(audio: Sequence[bytes | Remote], listener: Listener, budget: Budget) -> list[Recording]:
-    recordings: dict[int, Recording] = {}
-    todo = enumerate(audio)
+        All of them together, and the `heard_seconds` that the request has brought elsewhere, may last as long as a request's audio may:
+        raises AudioTooLong, and what Listener.hear and Fetcher.fetch raise. After an error, or when it is cancelled, nothing of it goes on.
+        """
+        audio = [part for draft in drafts for part in draft.parts if not isinstance(part, str)]
+        heard = iter(await self._hear_all(audio, self.listener.budget(heard_seconds)) if audio else [])
+        return [
+            Message(
+                draft.role,
+                [part if isinstance(part, str) else Speech(next(heard).rows) for part in draft.parts],
+                draft.extra,
+            )
+            for draft in drafts
+        ]
 
-    async def hear_the_next() -> None:
-        for i, part in todo:
-            recordings[i] = await _hear(part, listener, budget)
+    async def _hear_all(self, audio: Sequence[bytes | Remote], budget: Budget) -> list[Recording]:
+        recordings: dict[int, Recording] = {}
+        todo = enumerate(audio)
 
-    tasks = [asyncio.create_task(hear_the_next()) for _ in audio[:AT_A_TIME]]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        # Else they, an error and its traceback hold each other, and the audio, until garbage is collected.
-        del task, tasks
-    return [recordings[i] for i in range(len(audio))]
+        async def hear_the_next() -> None:
+            for i, part in todo:
+                recordings[i] = await self._hear(part, budget)
 
+        tasks = [asyncio.create_task(hear_the_next()) for _ in audio[:AT_A_TIME]]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            # Else they, an error and its traceback hold each other, and the audio, until garbage is collected.
+            del task, tasks
+        return [recordings[i] for i in range(len(audio))]
 
-async def _hear(part: bytes | Remote, listener: Listener, budget: Budget) -> Recording:
-    data = await listener.fetcher.fetch(part.url, part.param) if isinstance(part, Remote) else part
-    with io.BytesIO(data) as file:  # closed, so that its decoder ends where nobody waits for it any more
-        return await listener.hear(file, budget=budget)
+    async def _hear(self, part: bytes | Remote, budget: Budget) -> Recording:
+        data = await self.fetcher.fetch(part.url, part.param) if isinstance(part, Remote) else part
+        with io.BytesIO(data) as file:  # closed, so that its decoder ends where nobody waits for it any more
+            return await self.listener.hear(file, budget=budget)
 
 
 def _parse_message(message: Any, where: str) -> Draft:

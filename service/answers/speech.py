@@ -10,11 +10,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
 from models.prompt import Message, Prompt, Speech
-from service.answers.conversation import hear_messages, parse_messages
+from service.answers.conversation import Conversations, parse_messages
 from service.answers.fields import as_list, check_model, from_json
 from service.answers.prompting import Prompts
 from service.engine import Delta, Engine, Sampling
-from service.listening.listener import Listener, Recording
+from service.listening.listener import Recording
 from service.request import running
 
 
@@ -98,9 +98,9 @@ class Reply:
 class SpeechService:
     """Answers native requests."""
 
-    def __init__(self, engine: Engine, listener: Listener, prompts: Prompts, model_name: str) -> None:
+    def __init__(self, engine: Engine, conversations: Conversations, prompts: Prompts, model_name: str) -> None:
         self._engine = engine
-        self._listener = listener
+        self._conversations = conversations
         self._prompts = prompts
         self._model_name = model_name
 
@@ -126,6 +126,6 @@ class SpeechService:
         await self._engine.prefill(prompt.through_speech(), f"prefill-{uuid.uuid4().hex}")
 
     async def _prompt(self, request: SpeechRequest, rows: Tensor, seconds: float = 0.0) -> Prompt:
-        history = await hear_messages(parse_messages(request.history, "history"), self._listener, seconds)
+        history = await self._conversations.hear(parse_messages(request.history, "history"), seconds)
         question = Message("user", [request.instruction, Speech(rows)])
         return await self._prompts.build([*history, question], "history" if history else "instruction")

@@ -7,11 +7,12 @@ Redirects are followed only to listed hosts, by the same rules.
 import asyncio
 import ipaddress
 import socket
-import ssl
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection
 
-import httpcore
-import httpx
+from aiohttp import ClientError, ClientResponse, ClientSession, DummyCookieJar, TCPConnector
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.helpers import is_ip_address
+from yarl import URL
 
 from service.errors import InvalidRequest, UploadTooLarge
 
@@ -61,8 +62,7 @@ class Fetcher:
         self._allowed = {host.lower() for host in allowed}
         self._max_bytes = max_bytes
         self._seconds = seconds
-        self._tls = ssl.create_default_context()
-        self._backend = _PinnedBackend(resolve, public)
+        self._resolver = _PublicResolver(resolve, public)
 
     async def fetch(self, url: str, param: str) -> bytes:
         """The body at a URL.
@@ -73,75 +73,78 @@ class Fetcher:
         try:
             async with (
                 asyncio.timeout(self._seconds),
-                httpcore.AsyncConnectionPool(self._tls, network_backend=self._backend) as pool,
+                ClientSession(
+                    connector=TCPConnector(resolver=self._resolver, use_dns_cache=False),
+                    cookie_jar=DummyCookieJar(),
+                    # No compression: a small body must not become a large one.
+                    auto_decompress=False,
+                    headers={"Accept-Encoding": "identity"},
+                ) as session,
             ):
-                return await self._follow(pool, httpx.URL(url), param)
+                return await self._follow(session, URL(url), param)
         except TimeoutError as error:
             raise InvalidRequest(f"The URL did not answer within {self._seconds:g} s.", param=param) from error
-        except (httpx.InvalidURL, httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
+        except (ClientError, ValueError, OSError) as error:
             raise InvalidRequest("The URL could not be fetched.", param=param) from error
 
-    async def _follow(self, pool: httpcore.AsyncConnectionPool, url: httpx.URL, param: str) -> bytes:
+    async def _follow(self, session: ClientSession, url: URL, param: str) -> bytes:
         for _ in range(MAX_REDIRECTS + 1):
             self._check(url, param)
-            target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-            # No compression: a small body must not become a large one.
-            headers = [(b"Host", url.netloc), (b"Accept-Encoding", b"identity"), (b"Accept", b"*/*")]
-            async with pool.stream("GET", target, headers=headers) as response:
-                location = {name.lower(): value for name, value in response.headers}.get(b"location")
+            async with session.get(url, allow_redirects=False) as response:
+                location = response.headers.get("location")
                 if response.status in REDIRECTS and location:
-                    url = url.join(location.decode("ascii", "replace"))
+                    url = url.join(URL(location))
                     continue
                 if response.status != 200:
                     raise InvalidRequest(f"The URL answered with status {response.status}.", param=param)
                 return await self._read(response, param)
         raise InvalidRequest(f"The URL redirects more than {MAX_REDIRECTS} times.", param=param)
 
-    def _check(self, url: httpx.URL, param: str) -> None:
-        if url.scheme not in SCHEMES or url.userinfo:
+    def _check(self, url: URL, param: str) -> None:
+        if url.scheme not in SCHEMES or url.user is not None or url.password is not None:
             raise InvalidRequest("Only plain http: and https: URLs can be fetched.", param=param)
         if not self._allowed:
             raise InvalidRequest("Fetching audio over http(s) is off by default; send the audio itself.", param=param)
-        if url.netloc.decode().lower() not in self._allowed:
-            raise InvalidRequest(f"The server may not fetch from {url.netloc.decode()!r}.", param=param)
+        host = url.host_port_subcomponent or ""
+        if host.lower() not in self._allowed:
+            raise InvalidRequest(f"The server may not fetch from {host!r}.", param=param)
+        if is_ip_address(url.host) and not self._resolver.public(str(url.host)):  # aiohttp asks no resolver about it
+            raise InvalidRequest("The URL could not be fetched.", param=param)
 
-    async def _read(self, response: httpcore.Response, param: str) -> bytes:
+    async def _read(self, response: ClientResponse, param: str) -> bytes:
         data = bytearray()
-        async for piece in response.aiter_stream():
+        async for piece in response.content.iter_any():
             data += piece
             if len(data) > self._max_bytes:
                 raise UploadTooLarge(f"The file is larger than the limit of {self._max_bytes} bytes.", param=param)
         return bytes(data)
 
 
-class _PinnedBackend(httpcore.AsyncNetworkBackend):
-    """Resolves a name itself and connects to the very address that it has checked; TLS still asks for the name."""
+class _PublicResolver(AbstractResolver):
+    """Resolves a name to addresses that are all public; the connection goes to one of those, and TLS still asks for the name."""
 
     def __init__(self, resolve: Resolve, public: Callable[[str], bool]) -> None:
         self._resolve = resolve
-        self._public = public
-        self._inner = httpcore.AnyIOBackend()
+        self.public = public
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """Connects. Raises ConnectError where any of the name's addresses is not public."""
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """The addresses; raises OSError where there is none, or one that is not public."""
         addresses = await self._resolve(host, port)
-        if not addresses or not all(map(self._public, addresses)):
-            raise httpcore.ConnectError(f"{host} has no address, or one that is not public")
-        return await self._inner.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
+        if not addresses or not all(map(self.public, addresses)):
+            raise OSError(f"{host} has no address, or one that is not public")
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                proto=0,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for address in addresses
+        ]
 
-    async def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        """Never."""
-        raise httpcore.ConnectError("no Unix sockets")
-
-    async def sleep(self, seconds: float) -> None:
-        """Waits."""
-        await asyncio.sleep(seconds)
+    async def close(self) -> None:
+        """Holds nothing."""

@@ -19,7 +19,6 @@ from models.embedder import Embedder
 from models.features import N_SAMPLES, SAMPLE_RATE
 from service.audio.decode import TOLERANCE_SECONDS
 from service.audio.decoders import Decoders
-from service.audio.fetch import Fetcher
 from service.audio.upload import GrowingBuffer
 from service.errors import AudioTooLong, ContextTooLong, DeadlineExceeded
 from service.gate.admission import NEWCOMERS, current_client
@@ -111,7 +110,6 @@ class Listener:
         self,
         embedder: Embedder,
         decoders: Decoders,
-        fetcher: Fetcher,
         *,
         max_windows: int,
         max_batch_seconds: float,
@@ -125,7 +123,6 @@ class Listener:
     ) -> None:
         self._embedder = embedder
         self._decoders = decoders
-        self.fetcher = fetcher
         self._cache = EmbeddingCache(cache_bytes)
         self._recordings = RecordingCache(REMEMBERED_WINDOWS)
         self._places = Places(max_uploads)

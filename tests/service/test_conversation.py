@@ -9,9 +9,9 @@ from typing import Any, BinaryIO, cast
 import pytest
 import torch
 
-from service.answers.conversation import AT_A_TIME, hear_messages, parse_messages
+from service.answers.conversation import AT_A_TIME, Conversations, parse_messages
 from service.errors import ApiError, AudioTooLong, InvalidAudio
-from service.listening.listener import Budget, Listener, Recording
+from service.listening.listener import Budget, Recording
 
 RATE = 16_000
 
@@ -24,7 +24,6 @@ class Ears:
         self.running = self.most = self.heard = 0
         self.fetched: list[str] = []
         self.sources: list[BinaryIO] = []
-        self.fetcher = self
 
     def budget(self, spent_seconds: float = 0.0) -> Budget:
         return Budget(self.max_seconds, 1000, spent_seconds)
@@ -71,7 +70,7 @@ def linked(*seconds: int) -> list[dict[str, Any]]:
 
 async def heard(ears: Ears, messages: list[dict[str, Any]], heard_seconds: float = 0.0) -> list[float]:
     """What the messages' recordings became, in their order."""
-    (message,) = await hear_messages(parse_messages(messages), cast(Listener, cast(Any, ears)), heard_seconds)
+    (message,) = await Conversations(cast(Any, ears), cast(Any, ears)).hear(parse_messages(messages), heard_seconds)
     return [part.rows.item() for part in message.parts if not isinstance(part, str)]
 
 

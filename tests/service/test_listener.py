@@ -14,7 +14,6 @@ from torch import Tensor
 from models.embedder import Embedder
 from models.features import N_SAMPLES, SAMPLE_RATE
 from service.audio.decoders import Decoders
-from service.audio.fetch import Fetcher
 from service.audio.upload import GrowingBuffer
 from service.errors import ApiError, AudioTooLong, ContextTooLong, DeadlineExceeded, NotAudio
 from service.gate.admission import Admission, Limits, Queued
@@ -69,7 +68,6 @@ async def listener(
     listener = Listener(
         cast(Embedder, cast(Any, ears)),
         Decoders(max_seconds=600, seconds=30, memory_bytes=256 << 20),
-        Fetcher([], max_bytes=0, seconds=1),
         max_windows=4,
         max_batch_seconds=1,
         batches_at_a_time=1,
