@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
+from cachetools import LRUCache, cached
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -14,6 +14,9 @@ from models.manifest import AudioSpan, ReadAudio
 from models.prompt import Message, Prompt, Speech
 from models.training.batches import join_tokens, reply_ids, transcript_message
 from models.training.model import divergence, predictions, splice
+
+
+ROWS_BYTES = 512 << 20  # of recordings that are asked about again
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class LocalModel:
         self._embedder = checkpoint.load_embedder(dtype, device)
         self._llm = AutoModelForCausalLM.from_pretrained(checkpoint.llm, dtype=dtype).to(device).eval()
         self._prompts = checkpoint.prompt_builder(dtype)
-        self._rows = lru_cache(4096)(self._hear)
+        self._rows = cached(LRUCache(ROWS_BYTES, getsizeof=lambda rows: rows.nbytes))(self._hear)
 
     def from_text(self, transcripts: Sequence[str], instructions: Sequence[str], max_tokens: int) -> list[str]:
         """Greedy replies to instructions about transcripts."""
