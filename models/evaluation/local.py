@@ -15,7 +15,6 @@ from models.prompt import Message, Prompt, Speech
 from models.training.batches import join_tokens, reply_ids, transcript_message
 from models.training.model import divergence, predictions, splice
 
-
 ROWS_BYTES = 512 << 20  # of recordings that are asked about again
 
 
