@@ -201,9 +201,9 @@ def test_two_processes_train_as_one(official: Path, pieces: Path, tmp_path: Path
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 def test_deepspeed_trains_alike_saves_nothing_frozen_and_goes_on(official: Path, pieces: Path, tmp_path: Path) -> None:
-    """ZeRO-2 with the README's configuration."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (config,) = re.findall(r"zero2\.json <<END\n(.*?)END\n", readme, re.S)
+    """ZeRO-2 with the configuration of docs/training.md."""
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    (config,) = re.findall(r"zero2\.json <<END\n(.*?)END\n", page, re.S)
     (tmp_path / "zero2.json").write_text(config)
     options = ["--cache", tmp_path / "cache", "--use_cpu", "--bf16", "--max_steps=4", "--save_steps=2"]
     options += ["--learning_rate=0.01", "--warmup_steps=0", "--dataloader_pin_memory=false"]
