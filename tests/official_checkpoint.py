@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -65,7 +66,7 @@ def make_official(
     The same arguments give the same checkpoint, and `safetensors` and `shards` change its files only.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = {
+    config: dict[str, Any] = {
         "adapter_inner_dim": 24,
         "architectures": ["BlspModel"],
         "conv_kernel_sizes": kernels,
@@ -199,7 +200,7 @@ def _draw(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
 def _save(weights: dict[str, Tensor], folder: Path, suffix: str, shards: int) -> None:
     stem = "model" if suffix == "safetensors" else "pytorch_model"
     names = list(weights)
-    files = {}
+    files: dict[str, str] = {}
     for i in range(shards):
         file = f"{stem}.{suffix}" if shards == 1 else f"{stem}-{i + 1:05d}-of-{shards:05d}.{suffix}"
         shard = {name: weights[name] for name in names[i::shards]}

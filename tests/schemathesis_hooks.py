@@ -20,12 +20,17 @@ def _short(fields: dict[str, Any]) -> None:
         fields["max_tokens"] = MAX_TOKENS
 
 
+def _path(context: schemathesis.HookContext) -> str:
+    assert context.operation is not None
+    return context.operation.path
+
+
 @schemathesis.hook
 def map_body(context: schemathesis.HookContext, body: Any) -> Any:
     """A body that most often gets as far as the engine: it asks for the server's own model, and in a chat for few tokens."""
     if isinstance(body, dict):
         body.pop("model", None)
-        if context.operation.path == CHAT:
+        if _path(context) == CHAT:
             _short(body)
         else:
             body.pop("max_tokens", None)
@@ -35,7 +40,7 @@ def map_body(context: schemathesis.HookContext, body: Any) -> Any:
 @schemathesis.hook
 def map_query(context: schemathesis.HookContext, query: Any) -> Any:
     """For speech, the query is where few tokens are asked for: it goes with a form and with a raw body."""
-    if isinstance(query, dict) and context.operation.path == SPEECH:
+    if isinstance(query, dict) and _path(context) == SPEECH:
         query.pop("model", None)
         _short(query)
     return query

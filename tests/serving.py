@@ -67,7 +67,7 @@ def serve(
         [*under, BLSP, "serve", checkpoint, "--port", str(port), "--dtype", "float32", "--cache", cache, *options],
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"COLUMNS": "200"} | env,
+        env=os.environ | {"COLUMNS": "200", **env},
     )
     scheme = "https" if "--ssl-certfile" in options else "http"
     server = Server(f"{scheme}://127.0.0.1:{port}", model_name(str(checkpoint)), checkpoint, cache, process)

@@ -42,6 +42,7 @@ def encode(container: str, codec: str, samples: npt.NDArray[np.floating], rate: 
     file = io.BytesIO()
     with av.open(file, "w", format=container) as out:
         stream = out.add_stream(codec, rate=rate)
+        assert isinstance(stream, av.AudioStream)
         pcm = (samples.clip(-1, 1) * 32767).astype(np.int16)[None]
         frame = av.AudioFrame.from_ndarray(pcm, format="s16", layout="mono")
         frame.sample_rate = rate

@@ -47,9 +47,8 @@ def misheard(checkpoint: Checkpoint, examples: list[Example], states: Path | Non
     for start in range(0, len(order), BATCH):
         part = order[start : start + BATCH]
         places = torch.tensor([kept.places[str(examples[i].audio)] for i in part])
-        with torch.autocast("cpu", torch.bfloat16):
-            for i, ids in zip(part, model.spell(places), strict=True):
-                texts[i] = tokenizer.decode(ids).strip()
+        for i, ids in zip(part, model.spell(places), strict=True):
+            texts[i] = tokenizer.decode(ids).strip()
     return texts
 
 

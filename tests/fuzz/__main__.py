@@ -50,7 +50,7 @@ def files(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
         yield name, mutate(originals[name], chance, others)
 
 
-def try_one(decoders: Decoders, name: str, data: bytes, tally: Tally) -> None:
+def try_one(decoders: Decoders, tally: Tally, name: str, data: bytes) -> None:
     start = time.perf_counter()
     try:
         chunks = list(decoders.decode(io.BytesIO(data)))
@@ -95,7 +95,7 @@ def main() -> int:
         for i, file in enumerate(files(options.files, options.seed), 1):
             batch.append(file)
             if len(batch) == 500 or i == options.files:
-                list(threads.map(lambda file: try_one(decoders, *file, tally), batch))
+                list(threads.map(lambda file: try_one(decoders, tally, *file), batch))
                 batch.clear()
                 if not memory:  # after the first files everything is loaded
                     memory, descriptors = resident_mib(), len(os.listdir("/proc/self/fd"))

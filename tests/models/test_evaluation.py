@@ -35,6 +35,7 @@ def test_groups_are_scored_apart() -> None:
         return Question(audio="a", text="t", instruction=instruction, reference=reference, task=task)
 
     questions = [question("exact", "one", "x"), question("wer", "two", "a b"), question("exact", "one", "y")]
-    one, two = score_groups(questions, [Pair("x", "x"), Pair("a b", "a c"), Pair("y", "z")])
-    assert one == ("exact", "one", 2, {"exact": 100}, {"exact": 50})
-    assert two == ("wer", "two", 1, {"WER": 0}, {"WER": 50})
+    assert score_groups(questions, [Pair("x", "x"), Pair("a b", "a c"), Pair("y", "z")]) == [
+        ("exact", "one", 2, {"exact": 100}, {"exact": 50}),
+        ("wer", "two", 1, {"WER": 0}, {"WER": 50}),
+    ]

@@ -15,9 +15,9 @@ from transformers import GenerationConfig, LlamaForCausalLM
 from models import official as conversion
 from models import weights
 from models.checkpoint import Checkpoint, open_checkpoint
-from models.config import BlspConfig
+from models.config import BlspConfig, CheckpointError
 from models.official import cached_import, import_official, is_official
-from models.weights import CheckpointError, ShardWriter, read_tensors
+from models.weights import ShardWriter, read_tensors
 from tests.official_checkpoint import make_official
 
 NORM = "speech_ln.weight"
@@ -262,7 +262,10 @@ class TestCache:
         """The other one is done first; its entry is as good."""
 
         def import_beside_another(source: Path, target: Path) -> None:
-            import_official(source, target, lambda _: shutil.copytree(checkpoint.folder, target, dirs_exist_ok=True))
+            def finish(_: str) -> None:
+                shutil.copytree(checkpoint.folder, target, dirs_exist_ok=True)
+
+            import_official(source, target, finish)
 
         monkeypatch.setattr(conversion, "import_official", import_beside_another)
         assert is_complete(cached_import(official, tmp_path))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -223,7 +224,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def installed(name: str) -> SimpleNamespace:
         if name != "some-part":
-            raise pretrained.PackageNotFoundError(name)
+            raise PackageNotFoundError(name)
         return SimpleNamespace(locate_file=lambda path: file.parent / path)
 
     monkeypatch.setattr(pretrained, "distribution", installed)

@@ -54,11 +54,14 @@ def assert_prompt(prompt: Prompt, *segments: list[int] | Speech) -> None:
     is_token: list[bool] = []
     rows: list[Tensor] = []
     for segment in segments:
-        text = isinstance(segment, list)
-        length = len(segment if text else segment.rows)
-        ids += segment if text else [0] * length
-        is_token += [text] * length
-        rows.append(torch.zeros(length, DIM) if text else segment.rows)
+        if isinstance(segment, list):
+            ids += segment
+            is_token += [True] * len(segment)
+            rows.append(torch.zeros(len(segment), DIM))
+        else:
+            ids += [0] * len(segment.rows)
+            is_token += [False] * len(segment.rows)
+            rows.append(segment.rows)
     assert prompt.token_ids == ids
     assert prompt.is_token == is_token
     assert torch.equal(prompt.rows, torch.cat(rows))

@@ -107,7 +107,7 @@ def test_scores_follow_the_weights(speller: Speller) -> None:
         before = speller.scores(rows)
     speller.train()
     with torch.no_grad():
-        speller.spelling.out2.bias += torch.randn(9)
+        speller.spelling.out2.bias.add_(torch.randn(9))
     speller.eval()
     with torch.inference_mode():
         after = speller.scores(rows)

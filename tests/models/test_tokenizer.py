@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from transformers import PreTrainedTokenizerBase
 
+from models.config import CheckpointError
 from models.tokenizer import from_sentencepiece
-from models.weights import CheckpointError
 from tests.official_checkpoint import SENTENCES
 
 # Runs of spaces and letters that merge, control tokens whole and broken, what looks like a byte token, any Unicode.
@@ -76,7 +77,7 @@ def test_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 @pytest.mark.parametrize("options", [{"model_type": "unigram", "byte_fallback": True}, {"model_type": "bpe"}])
-def test_other_kinds_of_models_are_refused(tmp_path: Path, options: dict[str, object]) -> None:
+def test_other_kinds_of_models_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
     model = io.BytesIO()
     SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES), model_writer=model, vocab_size=450, minloglevel=2, **options

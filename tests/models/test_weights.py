@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models import weights
-from models.weights import CheckpointError, ShardWriter, in_int8, load_strict, read_tensors, weight_files
+from models.config import CheckpointError
+from models.weights import ShardWriter, in_int8, load_strict, read_tensors, weight_files
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
 

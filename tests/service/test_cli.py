@@ -59,7 +59,7 @@ def test_a_checkpoint_that_is_none_is_one_line_and_status_1(tmp_path: Path) -> N
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_in_the_cache(official: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk."""
-    command = [
+    command: list[str | Path] = [
         "bash",
         "-c",
         'ulimit -f 16; exec "$0" "$@"',
@@ -112,7 +112,7 @@ def test_settings_come_from_flags_before_the_environment_before_the_file(officia
 
 def test_ask_answers_on_the_terminal_as_the_server_does(server: Server, tmp_path: Path) -> None:
     (tmp_path / "speech.wav").write_bytes(wav(voice(2.0)))
-    options = ["--dtype", "float32", "--cache", server.cache, "--max-tokens", "8"]
+    options: list[str | Path] = ["--dtype", "float32", "--cache", server.cache, "--max-tokens", "8"]
     done = blsp("ask", tmp_path / "speech.wav", "Hi", "--model", server.checkpoint, *options)
     assert done.returncode == 0, done.stderr
     with server.client() as client:
@@ -126,7 +126,7 @@ def test_the_garbage_collector_leaves_out_what_was_loaded(server: Server, tmp_pa
     (tmp_path / "speech.wav").write_bytes(wav(voice(2.0)))
     count = "lambda: print(gc.get_freeze_count(), len(gc.get_objects()))"
     script = f"import atexit, gc; from service.cli import main; atexit.register({count}); main()"
-    arguments = [
+    arguments: list[str | Path] = [
         "ask",
         tmp_path / "speech.wav",
         "--model",

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -32,8 +33,9 @@ async def echo(prompt: Prompt, sampling: object, request_id: str) -> AsyncGenera
         yield SimpleNamespace(text=part)
 
 
-def make_writer(stream: object = echo, **limits: float) -> Writer:
-    return Writer(stream, SimpleNamespace(), PROMPTS, read_samples, "Continue:", Limits(**limits))
+def make_writer(stream: Any = echo, **limits: Any) -> Writer:
+    sampling: Any = SimpleNamespace()
+    return Writer(stream, sampling, PROMPTS, read_samples, "Continue:", Limits(**limits))
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def write(file: Path, lines: list[dict]) -> Path:
     return file
 
 
-def run(manifest: Path, out: Path, writer: Writer | None = None, **options: object) -> Counter[str]:
+def run(manifest: Path, out: Path, writer: Writer | None = None, **options: Any) -> Counter[str]:
     return asyncio.run(write_continuations(manifest, out, writer or make_writer(), **options))
 
 

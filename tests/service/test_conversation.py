@@ -36,7 +36,7 @@ class Ears:
         self.sources.append(source)
         seconds = int(source.read())
         if seconds == 99:
-            await self._working(asyncio.Event().wait)  # type: ignore[arg-type]
+            await self._working(asyncio.Event().wait)
         await self._working(lambda: b"")
         for _ in range(20 - 2 * min(seconds, 10)):  # shorter ones take longer, so that they don't end in their order
             await asyncio.sleep(0)

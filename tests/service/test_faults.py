@@ -88,7 +88,7 @@ STREAMS: dict[str, dict[str, Any]] = {
     "/v1/completions": {"json": LONG | {"prompt": "Hi", "max_tokens": 1900}},
     "/v1/responses": {"json": LONG | {"input": "Hi"}},
 }
-WHOLE = {"json": {"prompt": "Hi", "max_tokens": 1900, "ignore_eos": True}}
+WHOLE: dict[str, Any] = {"json": {"prompt": "Hi", "max_tokens": 1900, "ignore_eos": True}}
 UPLOAD = b"POST /v1/speech HTTP/1.1\r\nHost: x\r\nContent-Type: audio/wav\r\nContent-Length: 1000000\r\n\r\n" + wav(
     voice(1.0)
 )

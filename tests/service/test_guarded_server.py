@@ -137,7 +137,7 @@ def test_who_has_many_generations_waits_for_who_has_few(guarded: Guarded) -> Non
 
 def test_each_request_is_one_json_line_without_what_was_said(guarded: Guarded) -> None:
     with guarded.client(guarded.key) as alice:
-        reply = ask(alice, **{"x-request-id": "from-alice"})
+        reply = ask(alice, 1.0, **{"x-request-id": "from-alice"})
     assert reply.headers["x-request-id"] == "from-alice"
     guarded.server.wait_for(lambda: '"from-alice"' in "".join(guarded.server.log))
     (line,) = (line for line in guarded.log() if line["request_id"] == "from-alice")

@@ -70,8 +70,8 @@ def test_requests_over_the_limit_are_refused_at_once(low: Server) -> None:
     with httpx.Client(base_url=low.url, timeout=120, transport=elsewhere) as client:
         assert client.post("/v1/speech", files={"file": GOOD}, data={"max_tokens": "2"}).status_code == 200
     assert low.metric("blsp_refusals_total", reason="requests") >= before + 2
-    for client in held:
-        client.close()
+    for upload in held:
+        upload.close()
     with low.client() as client:
         low.wait_for(
             lambda: client.post("/v1/speech", files={"file": GOOD}, data={"max_tokens": "2"}).status_code == 200

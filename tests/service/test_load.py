@@ -13,7 +13,7 @@ import uvicorn
 from service.load.client import Load, Question, Sample, clips, first_model, summarize
 
 SPEECH = [{"object": "speech.delta", "delta": text} for text in ("a", "", "b")] + [{"object": "speech", "text": "ab"}]
-CHAT = [
+CHAT: list[dict[str, Any]] = [
     {"choices": [{"delta": {"role": "assistant", "content": ""}}]},
     {"choices": [{"delta": {"content": "a"}}]},
     {"choices": [{"delta": {"content": ""}}]},

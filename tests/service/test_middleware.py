@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -40,7 +41,7 @@ async def client(*, broken: Callable[[], None] = lambda: None, **settings: objec
         yield client
 
 
-def guarded(**settings: object) -> dict[str, object]:
+def guarded(**settings: Any) -> dict[str, Any]:
     return {"keys": key_line("alice", KEY)} | settings
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from av import AudioFrame
 
 from models.manifest import AudioSpan
 from service.audio import decode
@@ -59,7 +60,13 @@ def test_a_piece_is_what_it_is_in_the_whole_file(
     file.write_bytes(encode(file.suffix[1:], codec, voice(seconds * rate / RATE), rate))
     whole = read_samples(AudioSpan(file)).numpy()
     frames: list[int] = []
-    monkeypatch.setattr(decode, "_mono", lambda frame, mono=decode._mono: frames.append(frame.samples) or mono(frame))
+    mono = decode._mono
+
+    def counted(frame: AudioFrame) -> np.ndarray:
+        frames.append(frame.samples)
+        return mono(frame)
+
+    monkeypatch.setattr(decode, "_mono", counted)
     for start, length in [(1, 9), (23_456, 7_000), (40 * RATE + 1, RATE), (len(whole) - 1000, 5000)]:
         frames.clear()
         piece = read_samples(AudioSpan(file, start, length)).numpy()

@@ -50,7 +50,8 @@ def test_nothing_to_check_with(official: Path, tmp_path: Path) -> None:
 
 
 def test_a_server_with_a_misfit_does_not_start(smol_cache: Path, tmp_path: Path) -> None:
-    command = [BLSP, "serve", "--port", "0", "--cache", smol_cache, "--self-check", manifest(tmp_path, 5)]
+    command: list[str | Path] = [BLSP, "serve", "--port", "0", "--cache", smol_cache]
+    command += ["--self-check", manifest(tmp_path, 5)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1
     assert "does not fit its LLM" in done.stderr

@@ -29,7 +29,7 @@ PARAMETERS = {
     "required": ["on"],
     "additionalProperties": False,
 }
-TOOLS = [
+TOOLS: list[dict[str, Any]] = [
     {
         "type": "function",
         "function": {"name": name, "description": f"The {name}.", "parameters": PARAMETERS, "strict": True},
@@ -91,13 +91,9 @@ def test_a_streamed_call(client: openai.OpenAI, tooled: Server) -> None:
 
 
 def test_a_response_calls_a_tool(client: openai.OpenAI, tooled: Server) -> None:
-    tools = [{"type": "function", **tool["function"]} for tool in TOOLS]  # type: ignore[dict-item]
+    tools: list[Any] = [{"type": "function", **tool["function"]} for tool in TOOLS]
     reply = client.responses.create(
-        model=tooled.model,
-        input="Lights!",
-        tools=tools,
-        tool_choice="required",
-        max_output_tokens=500,  # type: ignore[arg-type]
+        model=tooled.model, input="Lights!", tools=tools, tool_choice="required", max_output_tokens=500
     )
     [call] = [item for item in reply.output if item.type == "function_call"][:1]
     assert call.name in ("lamp", "radio")

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,7 +50,7 @@ def run(*arguments: object) -> None:
     CliApp.run(App, cli_args=[str(argument) for argument in arguments])
 
 
-def write(file: Path, lines: list[dict[str, object]]) -> Path:
+def write(file: Path, lines: Sequence[Mapping[str, object]]) -> Path:
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return file
 
@@ -77,7 +77,7 @@ def test_from_recordings_to_a_measured_adapter(
     manifest = write(tmp_path / "manifest.jsonl", [*corpus[:2], lost, *corpus[2:]])
     out = tmp_path / "continuations.jsonl"
     checkpoint = open_checkpoint(str(official), tmp_path / "cache")
-    command = [BLSP, "continue", manifest, out, "--model", checkpoint.folder, "--dtype", "float32"]
+    command: list[str | Path] = [BLSP, "continue", manifest, out, "--model", checkpoint.folder, "--dtype", "float32"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert "dropped: unreadable audio" in done.stderr

@@ -5,12 +5,13 @@ import json
 import random
 import signal
 import wave
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from models.smol import speech, voices
+from models.smol import voices
 from models.smol.rooms import PAUSE, RATE, Sound, through_the_air
 from models.smol.speech import Speaker, trimmed
 
@@ -72,7 +73,7 @@ def test_a_resumed_run_writes_the_same_bytes(tmp_path: Path) -> None:
 class _Crashing(Speaker):
     """Falls over its second utterance."""
 
-    def _write(self, number: int, skipped: set[int], at: "speech.Synchronized[int]", parent: int) -> None:
+    def _write(self, number: int, skipped: set[int], at: "Synchronized[int]", parent: int) -> None:
         if 1 not in skipped:
             at.value = 1
             signal.raise_signal(signal.SIGSEGV)
@@ -82,7 +83,7 @@ class _Crashing(Speaker):
 class _Failing(Speaker):
     """Has a mistake."""
 
-    def _write(self, number: int, skipped: set[int], at: "speech.Synchronized[int]", parent: int) -> None:
+    def _write(self, number: int, skipped: set[int], at: "Synchronized[int]", parent: int) -> None:
         raise SystemExit(1)
 
 

@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ OPTIONS = [
 ]
 
 
-def run(checkpoint: Checkpoint, examples: list[Example], out: Path, *more: str, **options: str) -> AlignmentTrainer:
+def run(checkpoint: Checkpoint, examples: list[Example], out: Path, *more: str, **options: Any) -> AlignmentTrainer:
     return align(checkpoint, examples, read, training_arguments(out, [*OPTIONS, *more], ALIGN), **options)
 
 

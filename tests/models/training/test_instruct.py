@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from models.training.instruct import MAX_TOKENS, Lesson, LessonCollator, instruc
 from tests.models.training.conftest import kill_while_it_saves
 
 CPU = ["--use_cpu", "--disable_tqdm=true", "--dataloader_pin_memory=false"]
-ENTRIES = [
+ENTRIES: list[dict[str, Any]] = [
     {"instruction": "Say it again", "input": "No.", "output": "No."},
     {"instruction": "Tell me a story.", "input": "", "output": "Once upon a time there was a king.", "id": 7},
     {"instruction": "Well?", "output": "It depends!"},

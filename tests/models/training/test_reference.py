@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
@@ -66,6 +66,7 @@ def padded_rows(embedder: Embedder) -> Tensor:
     # With 30 s features every item is 3,000 frames, all of them encoded: the encoder sees what the official one sees.
     x = embedder.encode([embedder.features(a) for a in audio])[:, :longest].detach().transpose(1, 2)
     for conv in embedder.adapter.subsampler.conv_layers:
+        assert isinstance(conv, nn.Conv1d)
         x = F.glu(F.conv1d(x, conv.weight, conv.bias, stride=2, padding=conv.kernel_size[0] // 2), dim=1)
     return embedder.adapter.speech_ln(embedder.adapter.adapter(x.transpose(1, 2)))
 
