@@ -16,13 +16,15 @@ from typing import BinaryIO
 import av
 import av.logging
 import numpy as np
+from av.audio.codeccontext import AudioCodecContext
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
 
-from service.audio.headers import has_magic, is_mp4, is_mpeg_sync, wave_header
+from service.audio.headers import has_magic, is_chunk, is_mp4, is_mpeg_sync, is_silent_amr, wave_header
+from service.audio.structure import unfinished
 from service.errors import ApiError, AudioTooLong, InvalidAudio, NotAudio
 
 SAMPLE_RATE = 16000
@@ -30,16 +32,39 @@ RATES = range(1_000, 768_001)  # Hz, of a source
 MAX_CHANNELS = 64
 MAX_FRAME_SAMPLES = 1 << 20  # per channel in one decoded frame
 HEAD_BYTES = 1 << 16  # how far a WAV header may reach
+UNKNOWN = b"\xff\xff\xff\xff"  # as the size of a WAV file's data: to the end of the file
+BUFFER_BYTES = 4096
 TOLERANCE_SECONDS = 0.1
 TOLERANCE_RATIO = 0.01
 
-CONTAINERS = "aac,ac3,aiff,amr,amrnb,amrwb,asf,au,avi,caf,eac3,flac,flv,matroska,mov,mp3,mpegts,ogg,w64,wav,webm,wv"
+CONTAINERS = ",".join(
+    [
+        *(
+            "aac",
+            "ac3",
+            "aiff",
+            "amr",
+            "amrnb",
+            "amrwb",
+            "asf",
+            "au",
+            "avi",
+            "caf",
+            "eac3",
+            "flac",
+            "flv",
+            "loas",
+            "matroska",
+        ),
+        *("mov", "mp3", "mpeg", "mpegts", "nistsphere", "ogg", "tta", "voc", "w64", "wav", "webm", "wv"),
+    ]
+)
 # Only the source is ever opened (no protocol), little is probed before the first sample, frames have a bounded size,
 # and MP4 does not look behind its media data for more (ignidx).
 OPTIONS = {
     "format_whitelist": CONTAINERS,
     "protocol_whitelist": "none",
-    "probesize": "16384",
+    "probesize": "16384",  # more where no audio track is found in that
     "fflags": "ignidx",
     "max_samples": str(MAX_FRAME_SAMPLES),
     "max_pixels": str(1 << 22),
@@ -47,8 +72,12 @@ OPTIONS = {
         1 << 14
     ),  # bytes of a packet of a WAV file: four times ffmpeg's own, for a packet costs more than its samples
 }
-# Containers whose header is exact, so that a shorter track is a truncated one.
-EXACT_CONTAINERS = {"flac", "mp3", "aiff", "au", "wv", "mov,mp4,m4a,3gp,3g2,mj2"}
+PROBE_FURTHER = {
+    "probesize": "5000000"
+}  # as ffmpeg does by itself: the sound of a transport stream may begin behind its pictures
+# Containers whose header counts the samples, so that fewer are a truncated track. Others have timelines, in which there may be gaps.
+EXACT_CONTAINERS = {"flac", "mp3", "aiff", "au", "wv", "tta"}
+MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 EXPECTED = "Send WAV, FLAC, MP3, Ogg, WebM, MP4/M4A, AAC, AIFF, CAF or AMR."
 NO_SAMPLES = "The audio file holds no samples. Send a recording that is not empty."
 
@@ -144,12 +173,28 @@ class _Reader:
         self.ended = False
         self.head = b""
         self._position = 0
+        self._front = b""  # what ffmpeg reads in place of the file's first bytes
+        self._data_end: int | None = None  # of a WAV file, where its header says that sound ends
         while len(self.head) < 12 and self.read(12 - len(self.head)):
             pass
         self._is_mp3 = self.head.startswith(b"ID3") or is_mpeg_sync(self.head)
         self.exact_seeks = whole and (self.head.startswith(b"fLaC") or self.head[8:] == b"WAVE")
         self._seekable = self.exact_seeks or self._is_mp3 or is_mp4(self.head) or self.head.startswith(b"caff")
+        if not self.exact_seeks:
+            self._front = self._open_end()
         self.seek(0)
+
+    def _open_end(self) -> bytes:
+        """The header of a WAV file, up to its data and without their size: what stands behind them may be sound, too. Else nothing."""
+        if not self.head.startswith(b"RIFF"):
+            return b""
+        while (wave := wave_header(self.head)) is None or not wave.data_start:
+            if len(self.head) >= HEAD_BYTES or not self.read(BUFFER_BYTES):
+                return b""
+        if wave.data_size is None:
+            return b""
+        self._data_end = wave.data_start + wave.data_size
+        return self.head[: wave.data_start - 4] + UNKNOWN
 
     def check(self) -> None:
         """Raise what the source raised."""
@@ -160,7 +205,35 @@ class _Reader:
         return self._seekable
 
     def read(self, size: int) -> bytes:
-        if self.error is not None:
+        if self._position < len(self._front):
+            data = self._front[self._position : self._position + size]
+            self.seek(self._position + len(data))
+            return data
+        if self._data_end is not None and self._position < self._data_end:
+            size = min(size, self._data_end - self._position)
+        elif self._position == self._data_end and self._ends_here():
+            return b""
+        return self._read(size)
+
+    def _ends_here(self) -> bool:
+        """Whether what stands behind the declared end of a WAV file's data is no sound; else the file has no declared end any more."""
+        end = self._position
+        behind = b"".join(iter(lambda: self._read(9 - self._position + end), b""))
+        self.seek(end)
+        if is_chunk(behind[:8]) or is_chunk(behind[1:9]):  # behind an odd number of bytes stands one more
+            self.ended = True
+            return True
+        self._data_end = None
+        return False
+
+    def missing(self) -> str | None:
+        """What the file declares and has not got; None where it is whole."""
+        if self._data_end is not None and self._position < self._data_end:
+            return "chunk 'data'"
+        return unfinished(self._source, self.head[:12])
+
+    def _read(self, size: int) -> bytes:
+        if self.error is not None or not size:
             return b""
         try:
             data = self._source.read(size) or b""
@@ -204,14 +277,25 @@ class _Tally:
 def _open(reader: _Reader) -> InputContainer:
     if reader.error is None and not reader.head:
         raise InvalidAudio("The audio file is empty. " + EXPECTED)
+    if reader.head.startswith(b"RIFX"):
+        raise NotAudio("The file is a WAV file with big-endian samples (RIFX), which can't be read. " + EXPECTED)
     try:
-        return av.open(reader, "r", options=OPTIONS, metadata_errors="replace", buffer_size=4096)
+        container = _probe(reader, {})
+        if container.streams.best("audio") is None:
+            container.close()
+            reader.seek(0)
+            container = _probe(reader, PROBE_FURTHER)
+        return container
     except (av.FFmpegError, ValueError) as exc:
         reader.check()
         _check_wave(reader.head)
         if has_magic(reader.head):
             raise InvalidAudio(f"The header of the file is damaged: {_reason(exc)}. Send an intact file.") from exc
         raise NotAudio("The file is not audio of a known format. " + EXPECTED) from exc
+
+
+def _probe(reader: _Reader, options: dict[str, str]) -> InputContainer:
+    return av.open(reader, "r", options=OPTIONS | options, metadata_errors="replace", buffer_size=BUFFER_BYTES)
 
 
 def _audio_track(container: InputContainer) -> AudioStream:
@@ -258,9 +342,19 @@ def _decode_packet(stream: AudioStream, packet: "Packet[AudioStream] | None", ta
     try:
         return stream.codec_context.decode(packet)
     except av.FFmpegError:
+        if packet is not None and is_silent_amr(stream.codec_context.name, bytes(packet)):
+            return [_silence(stream.codec_context)]
         if packet is not None and packet.duration:
             tally.lost += float(packet.duration * packet.time_base)
         return []
+
+
+def _silence(codec: AudioCodecContext) -> AudioFrame:
+    """A frame of AMR, 20 ms, in which nobody speaks."""
+    silence = np.zeros((1, codec.sample_rate // 50), np.float32)
+    frame = AudioFrame.from_ndarray(silence, format=codec.format.name, layout=codec.layout.name)
+    frame.sample_rate = codec.sample_rate
+    return frame
 
 
 class _Resampler:
@@ -324,8 +418,9 @@ def _declared_seconds(container: InputContainer, stream: AudioStream, head: byte
     if name == "wav":
         wave = wave_header(head)
         return wave.seconds if wave else None
-    if name == "matroska,webm" and len(container.streams) == 1 and container.duration:
-        return container.duration / av.time_base
+    frame_size, rate = stream.codec_context.frame_size, stream.codec_context.sample_rate
+    if name == MP4 and stream.frames and frame_size and rate:
+        return stream.frames * frame_size / rate
     if name in EXACT_CONTAINERS and stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     return None
@@ -347,6 +442,10 @@ def _check_complete(reader: _Reader, tally: _Tally, declared: float | None, tole
         raise InvalidAudio(
             f"The audio is truncated or damaged: its header declares {declared:.2f} s, {decoded:.2f} s were decoded."
             " Send the whole file."
+        )
+    if part := reader.missing():
+        raise InvalidAudio(
+            f"The audio is truncated: the file ends within its {part}; {decoded:.2f} s were decoded. Send the whole file."
         )
     if not decoded:
         raise InvalidAudio(NO_SAMPLES)

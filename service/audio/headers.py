@@ -1,45 +1,76 @@
-"""What the first bytes of an audio file say, where ffmpeg does not tell: a WAV file's declared length, and whether it is audio at all."""
+"""What bytes of an audio file say, where ffmpeg does not tell: a WAV file's length, whether it is audio at all, what is no damage."""
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-MAGIC = (b"fLaC", b"OggS", b"ID3", b"caff", b"#!AMR", b".snd", b"FLV", b"wvpk", b"riff", b"RF64")
+MAGIC = (
+    *(b"fLaC", b"OggS", b"ID3", b"caff", b"#!AMR", b".snd", b"FLV", b"wvpk", b"riff", b"RF64", b"TTA1"),
+    *(b"Creative Voice File", b"NIST_1A"),
+)
 MAGIC_BINARY = (b"\x1aE\xdf\xa3", b"0&\xb2u")  # EBML (WebM, Matroska), ASF
 MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 
 
 class WaveHeader(NamedTuple):
-    """What a RIFF/WAVE header declares; `seconds` is None for compressed codecs and for a size not filled in."""
+    """What a RIFF/WAVE header declares; `seconds` is None for compressed codecs and for a size not filled in.
+
+    `data_start` is where the data begin, 0 where they do not begin in the first bytes; `data_size` how many bytes there are, None where
+    the header has a placeholder in that place.
+    """
 
     channels: int
     rate: int
     seconds: float | None
+    data_start: int
+    data_size: int | None
 
 
 def wave_header(head: bytes) -> WaveHeader | None:
     """Reads the header from the first bytes of a file; None where they are no RIFF/WAVE with a format."""
     if head[:4] not in (b"RIFF", b"RF64") or head[8:12] != b"WAVE":
         return None
-    chunks = dict(_riff_chunks(head))
-    if b"fmt " not in chunks or len(chunks[b"fmt "][1]) < 14:
+    chunks = {name: (size, start) for name, size, start in _riff_chunks(head)}
+    form = head[chunks[b"fmt "][1] :][:14] if b"fmt " in chunks else b""
+    if len(form) < 14:
         return None
-    tag, channels, rate, _, block = struct.unpack_from("<HHIIH", chunks[b"fmt "][1])
-    size = chunks[b"data"][0] if b"data" in chunks else 0
-    if size == 0xFFFFFFFF and len(chunks.get(b"ds64", (0, b""))[1]) >= 16:
-        size = struct.unpack_from("<8xQ", chunks[b"ds64"][1])[0]
-    elif size >= 0x7FFF0000:  # what ffmpeg, sox and others write when they cannot seek back
+    tag, channels, rate, _, block = struct.unpack("<HHIIH", form)
+    size, start = chunks.get(b"data", (0, 0))
+    wide = head[chunks[b"ds64"][1] :][8:16] if b"ds64" in chunks else b""
+    if size == 0xFFFFFFFF and len(wide) == 8:
+        size = int.from_bytes(wide, "little")
+    elif is_placeholder(size):
         size = 0
     exact = tag in (1, 3, 6, 7, 0xFFFE) and size and block and rate
-    return WaveHeader(channels, rate, size / (block * rate) if exact else None)
+    return WaveHeader(channels, rate, size / (block * rate) if exact else None, start, size or None)
 
 
-def _riff_chunks(head: bytes) -> Iterator[tuple[bytes, tuple[int, bytes]]]:
-    """(name, (declared size, first bytes)) of each chunk up to the data."""
+def is_placeholder(size: int) -> bool:
+    """Whether a size looks like what a program writes that cannot go back and fill it in: next to 2 or 4 GiB, or a large round number."""
+    binary = size >= 1 << 24 and min(size % (1 << 24), -size % (1 << 24)) <= 256
+    decimal = size >= 10**8 and size % 10**6 == 0
+    return size == 0 or size >= 0x7FFF0000 or binary or decimal
+
+
+def is_chunk(data: bytes) -> bool:
+    """Whether bytes behind a WAV file's data begin another chunk, and are no sound."""
+    name, size = data[:4], data[4:8]
+    return len(data) < 8 or (re.fullmatch(rb"[\w ~-]{4}", name) is not None and size[3] < 4)
+
+
+def is_silent_amr(codec: str, packet: bytes) -> bool:
+    """Whether a packet of AMR says that nobody speaks: comfort noise, or nothing at all (3GPP TS 26.101 and 26.201, table 1)."""
+    frame_type = packet[0] >> 3 & 15 if packet else -1
+    return frame_type in {"amrnb": (8, 9, 10, 11, 15), "amrwb": (9, 14, 15)}.get(codec, ())
+
+
+def _riff_chunks(head: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(name, declared size, where it begins) of each chunk up to the data."""
     position = 12
     while position + 8 <= len(head):
         name, size = struct.unpack_from("<4sI", head, position)
-        yield name, (size, head[position + 8 : position + 8 + min(size, 40)])
+        yield name, size, position + 8
         if name == b"data":
             return
         position += 8 + size + size % 2

@@ -507,7 +507,7 @@ def test_samples_that_are_not_finite(dtype: str, value: float, rate: int) -> Non
     refuse(wav(samples, rate, dtype), InvalidAudio, "NaN or infinite")
 
 
-@pytest.mark.parametrize("name", ["wav", "flac", "aiff", "mp3", "m4a-faststart", "webm-opus"])
+@pytest.mark.parametrize("name", ["wav", "flac", "aiff", "mp3", "m4a-faststart"])
 @pytest.mark.parametrize("part", [0.3, 0.8, 0.95])
 def test_truncated_files_name_both_lengths(name: str, part: float) -> None:
     data = streamed_file(name)
@@ -519,8 +519,23 @@ def test_truncated_m4a_without_its_index() -> None:
     refuse(data[: len(data) // 2], InvalidAudio, "damaged")
 
 
-@pytest.mark.parametrize("name", ["mp3-no-xing", "adts", "webm-live", "ogg-opus", "mp4-fragmented"])
-def test_cut_files_that_declare_no_length_are_decoded(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("webm-opus", "segment"), ("webm-live", "cluster"), ("ogg-opus", "page"), ("mp4-fragmented", "box 'mdat'")],
+)
+def test_files_that_end_within_an_element_are_truncated(name: str, part: str) -> None:
+    data = lossy(name, 48000, 1, 6.0)
+    assert 6 * SAMPLE_RATE - 1 <= len(whole(data)) <= 6.1 * SAMPLE_RATE
+    refuse(
+        data[: int(len(data) * 0.8)],
+        InvalidAudio,
+        rf"truncated: the file ends within its {part}; [34]\.\d\d s were decoded",
+    )
+    refuse(data[:-1], InvalidAudio, "truncated")
+
+
+@pytest.mark.parametrize("name", ["mp3-no-xing", "adts"])
+def test_cut_files_that_declare_nothing_are_decoded(name: str) -> None:
     data = lossy(name, 48000, 1, 6.0)
     assert 3 * SAMPLE_RATE < len(whole(data[: int(len(data) * 0.8)])) < 5 * SAMPLE_RATE
 
