@@ -63,8 +63,8 @@ class Serve(ServeSettings):
         scheme = "https" if self.ssl_certfile else "http"
 
         async def load_model() -> Service:
-            service = await load(self, self.name(), progress)
-            ready = f"Ready: {self.name()!r} on {scheme}://{self.host}:{self.port} (docs at /docs)"
+            service = await load(self, self.names(), progress)
+            ready = f"Ready: {self.names()[0]!r} on {scheme}://{self.host}:{self.port} (docs at /docs)"
             log.info(ready) if in_json else console.print(f"[bold]blsp[/bold] {ready}")
             return service
 
@@ -112,7 +112,7 @@ class Ask(ModelSettings):
         from service.answers.speech import SpeechRequest
         from service.loading import load
 
-        service = await load(self, model_name(self.model), _progress)
+        service = await load(self, (model_name(self.model),), _progress)
         try:
             with self.audio.open("rb") as file:
                 recording = await service.listener.hear(file)
@@ -166,7 +166,7 @@ class Batch(ModelSettings):
             defaults = SpeechRequest(
                 instruction=self.instruction, max_tokens=self.max_tokens, temperature=self.temperature
             )
-            service = await load(self, model_name(self.model), _progress)
+            service = await load(self, (model_name(self.model),), _progress)
             try:
                 clerk = Clerk(service, self.source.parent.absolute(), defaults)
                 with resumed_progress("Answering") as show:

@@ -86,6 +86,13 @@ class NotAudio(InvalidRequest):
     code = "unsupported_media_type"
 
 
+class CompressedBody(InvalidRequest):
+    """The body has a Content-Encoding."""
+
+    status = 415
+    code = "compressed_body"
+
+
 class Unavailable(ApiError):
     """The service is loading, draining, or has lost its engine."""
 

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,7 +51,7 @@ class Service:
         await self.engine.close()
 
 
-async def load(settings: ModelSettings, name: str, progress: Progress) -> Service:
+async def load(settings: ModelSettings, names: Sequence[str], progress: Progress) -> Service:
     """Loads everything; `progress` hears of each step before it starts.
 
     Raises CheckpointError where the checkpoint does not fit together, and whatever vLLM raises.
@@ -74,7 +74,7 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
     progress("Starting the vLLM engine")
     blsp_format = checkpoint.config.prompt_format == "blsp"
     engine = await asyncio.to_thread(
-        Engine.start, checkpoint.llm, name, settings.dtype, settings.vllm, drop_first_space=blsp_format
+        Engine.start, checkpoint.llm, names[0], settings.dtype, settings.vllm, drop_first_space=blsp_format
     )
     try:
         embedder.to(engine.dtype)
@@ -84,9 +84,9 @@ async def load(settings: ModelSettings, name: str, progress: Progress) -> Servic
             settings.audio_url_hosts, max_bytes=settings.audio_url_max_bytes, seconds=settings.audio_url_seconds
         )
         conversations = Conversations(listener, fetcher)
-        speech = SpeechService(engine, conversations, prompts, name)
-        chat = ChatService(engine, conversations, prompts, name, settings.tool_call_parser, settings.max_grammar_bytes)
-        service = Service(checkpoint, engine, listener, speech, chat, TranscriptionService(engine, prompts, name))
+        speech = SpeechService(engine, conversations, prompts, names)
+        chat = ChatService(engine, conversations, prompts, names, settings.tool_call_parser, settings.max_grammar_bytes)
+        service = Service(checkpoint, engine, listener, speech, chat, TranscriptionService(engine, prompts, names))
         progress("Warming up with a first request")
         await _warm_up(service)
         # Only now, for the first generation compiles kernels.

@@ -128,8 +128,10 @@ class ServeSettings(ModelSettings):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all interfaces")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
     served_model_name: str | None = Field(
-        None, description="name of the model in the API; default: the last part of MODEL"
+        None,
+        description="name of the model in the API, or several with commas between: answers carry the first; default: the end of MODEL",
     )
+    root_path: str = Field("", description="path below which a proxy offers the service, e.g. /speech")
     max_upload_bytes: int = Field(64 << 20, ge=1, description="largest request body, bytes")
     max_requests: int = Field(256, ge=0, description="requests that are answered at the same time; 0: no limit")
     max_body_bytes: int = Field(
@@ -179,9 +181,10 @@ class ServeSettings(ModelSettings):
     ssl_keyfile: Path | None = Field(None, description="the certificate's private key (PEM)")
     log_format: Literal["text", "json"] = Field("text", description="the form of the log on stderr")
 
-    def name(self) -> str:
-        """The model's name in the API."""
-        return self.served_model_name or model_name(self.model)
+    def names(self) -> tuple[str, ...]:
+        """The model's names in the API; replies carry the first."""
+        given = tuple(name.strip() for name in (self.served_model_name or "").split(",") if name.strip())
+        return given or (model_name(self.model),)
 
     def admission(self) -> Limits:
         """What the service takes on at most."""

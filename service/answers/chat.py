@@ -143,13 +143,13 @@ class ChatService:
         engine: Engine,
         conversations: Conversations,
         prompts: Prompts,
-        model_name: str,
+        names: Sequence[str],
         tool_parser: str | None,
         max_grammar_bytes: int,
     ) -> None:
         self._engine = engine
         self._max_grammar_bytes = max_grammar_bytes
-        self._model_name = model_name
+        self._names = names
         self._prompts = prompts
         template: Any = {"chat_template": None, "chat_template_content_format": "auto"}
         parsers: Any = {
@@ -162,7 +162,7 @@ class ChatService:
         except TypeError as error:
             raise OptionError(str(error)) from error
         self._has_tool_parser = renderer.parser is not None and renderer.parser.tool_parser_cls is not None
-        models = OpenAIServingModels(engine.llm, [BaseModelPath(model_name, engine.llm.model_config.model)])
+        models = OpenAIServingModels(engine.llm, [BaseModelPath(name, engine.llm.model_config.model) for name in names])
         shared: Any = {"online_renderer": renderer, "request_logger": None, "enable_prompt_tokens_details": True}
         self._chat = OpenAIServingChat(engine.llm, models, "assistant", **shared, **template, **parsers)
         self._completion = OpenAIServingCompletion(engine.llm, models, **shared)
@@ -250,7 +250,8 @@ class ChatService:
         if error.code >= ApiError.status:
             return as_api_error(EngineDeadError()) if self._engine.llm.errored else ApiError(error.message)
         if error.param == "model":
-            return ModelNotFound(f"{error.message} This server has {self._model_name!r}.", param="model")
+            there = ", ".join(map(repr, self._names))
+            return ModelNotFound(f"{error.message} This server has {there}.", param="model")
         return InvalidRequest(error.message, param=error.param)
 
     def _check_tools(self, request: ChatCompletionRequest | ResponsesRequest) -> None:

@@ -153,11 +153,17 @@ def read_data_url(url: Any, where: str) -> bytes:
     return _decode_base64(data, where)
 
 
+_BASE64_WAYS = str.maketrans("-_", "+/", "\r\n\t ")  # the alphabet of URLs, and lines
+
+
 def _decode_base64(data: Any, where: str) -> bytes:
     if not isinstance(data, str):
         raise InvalidRequest("Audio is a base64 string.", param=where)
+    if data[:5].lower() == "data:":  # as pages hand it over, and some clients pass it on
+        data = data.partition(",")[2]
+    data = data.translate(_BASE64_WAYS)
     try:
-        return base64.b64decode(data, validate=True)
+        return base64.b64decode(data + "=" * (-len(data) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest(f"Audio is not valid base64: {error}.", param=where) from error
 

@@ -1,7 +1,7 @@
 """Text fields of forms and queries to request models."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -10,7 +10,7 @@ from service.errors import InvalidRequest, ModelNotFound
 
 Model = TypeVar("Model", bound=BaseModel)
 
-REPEATABLE = {"stop", "timestamp_granularities", "timestamp_granularities[]"}
+REPEATABLE = {"stop", "timestamp_granularities"}  # and what ends in []
 MAX_DEPTH = 64  # of lists and objects within each other
 FLAT = {int, float, bool, type(None)}  # types of values that hold nothing to be checked
 
@@ -57,7 +57,7 @@ def parse_fields(model: type[Model], fields: Mapping[str, list[str]]) -> Model:
     """Every field's values, in order of arrival, to a request; raises InvalidRequest that names the field which is wrong."""
     values: dict[str, Any] = {}
     for name, texts in fields.items():
-        if name not in REPEATABLE and len(texts) > 1:
+        if name not in REPEATABLE and not name.endswith("[]") and len(texts) > 1:
             raise InvalidRequest(f"The field {name!r} is given {len(texts)} times; give it once.", param=name)
         values[name] = texts[0] if len(texts) == 1 else texts
     return parse_values(model, values)
@@ -76,10 +76,11 @@ def parse_values(model: type[Model], values: Mapping[str, Any]) -> Model:
         raise invalid_field(first) from error
 
 
-def check_model(asked: str | None, served: str) -> None:
-    """Raises ModelNotFound where a request asks for another model than the one that is served."""
-    if asked not in (None, served):
-        raise ModelNotFound(f"The model {asked!r} does not exist; this server has {served!r}.", param="model")
+def check_model(asked: str | None, names: Sequence[str]) -> None:
+    """Raises ModelNotFound where a request asks for another model than the one that is served under `names`."""
+    if asked is not None and asked not in names:
+        there = ", ".join(map(repr, names))
+        raise ModelNotFound(f"The model {asked!r} does not exist; this server has {there}.", param="model")
 
 
 def invalid_field(error: Mapping[str, Any]) -> InvalidRequest:

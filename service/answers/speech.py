@@ -1,7 +1,7 @@
 """`POST /v1/speech`: a recording and an instruction in, text out. `SpeechService.answer` is the whole story."""
 
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -98,20 +98,20 @@ class Reply:
 class SpeechService:
     """Answers native requests."""
 
-    def __init__(self, engine: Engine, conversations: Conversations, prompts: Prompts, model_name: str) -> None:
+    def __init__(self, engine: Engine, conversations: Conversations, prompts: Prompts, names: Sequence[str]) -> None:
         self._engine = engine
         self._conversations = conversations
         self._prompts = prompts
-        self._model_name = model_name
+        self._names = names
 
     async def answer(self, request: SpeechRequest, recording: Recording) -> AsyncGenerator[dict[str, Any], None]:
         """Generates the reply to a recording that was heard: one `speech.delta` event for each step, then the whole `speech`.
 
         Closing the iterator ends the generation. Raises ApiError.
         """
-        check_model(request.model, self._model_name)
+        check_model(request.model, self._names)
         prompt = await self._prompt(request, recording.rows, recording.seconds)
-        reply = Reply(self._model_name, recording, prompt.speech_tokens, request.return_token_ids)
+        reply = Reply(self._names[0], recording, prompt.speech_tokens, request.return_token_ids)
         async with aclosing(self._engine.stream(prompt, request.sampling(), reply.id)) as deltas:
             async for delta in deltas:
                 yield reply.add(delta)

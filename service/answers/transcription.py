@@ -7,13 +7,13 @@ order.
 import asyncio
 import uuid
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from models.config import BlspConfig
@@ -32,30 +32,36 @@ QUOTE = '"'
 ResponseFormat: TypeAlias = Literal["json", "text", "srt", "verbose_json", "vtt"]
 
 
-def _no_words(value: Any) -> Any:
-    if value == "word":
-        raise ValueError("a BLSP model has no times of words; use segment, with response_format verbose_json")
-    return value
-
-
-Granularity: TypeAlias = Annotated[Literal["segment"], BeforeValidator(_no_words)]
+NO_WORDS = "The model tells no times of words: only segments have times."
 
 
 class TranscriptionRequest(BaseModel):
-    """The form fields beside `file`."""
+    """The form fields beside `file`. Others are OpenAI's and other servers' that change nothing here; replies name them in a header."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="allow", populate_by_name=True)
 
     model: str | None = Field(None, description="a name that GET /v1/models lists; by default the only one")
     language: str = Field("", description="language of the recording; said back in verbose_json")
     prompt: str = Field("", description="text that the model reads before the instruction")
+    hotwords: str = Field(
+        "", description="words that may be said, as faster-whisper's servers call them; read like the prompt"
+    )
     temperature: float = Field(0.0, ge=0, le=1, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     response_format: ResponseFormat = "json"
     stream: bool = Field(False, description="server-sent events transcript.text.delta and transcript.text.done")
-    timestamp_granularities: Annotated[list[Granularity], BeforeValidator(as_list)] = Field(
-        ["segment"], alias="timestamp_granularities[]", description="segment; the models have no times of words"
+    timestamp_granularities: Annotated[list[Literal["segment", "word"]], BeforeValidator(as_list)] = Field(
+        ["segment"],
+        alias="timestamp_granularities[]",
+        description="segments have times; for word a reply in verbose_json has a warning that words have none",
     )
-    chunking_strategy: Literal["auto"] = Field("auto", description="long recordings are always cut at quiet places")
+
+    @model_validator(mode="after")
+    def _no_streamed_subtitles(self) -> "TranscriptionRequest":
+        if self.stream and self.response_format in ("srt", "vtt"):
+            raise ValueError(f"stream: {self.response_format} can't be streamed; leave out stream, or use json")
+        return self
 
 
 @dataclass
@@ -69,6 +75,7 @@ class Piece:
     tokens: list[int] = field(default_factory=list)
     logprob: float = 0.0
     prompt_tokens: int = 0
+    finish_reason: str | None = None
 
     def add(self, delta: Delta) -> None:
         """Takes one step."""
@@ -76,9 +83,10 @@ class Piece:
         self.tokens += delta.token_ids
         self.logprob += delta.logprob
         self.prompt_tokens = delta.prompt_tokens
+        self.finish_reason = delta.finish_reason
 
     def verbose(self, temperature: float) -> dict[str, Any]:
-        """OpenAI's segment object; `no_speech_prob` is 0, for a BLSP model doesn't tell."""
+        """OpenAI's segment object, less `no_speech_prob`, which a BLSP model doesn't tell; `finish_reason` says whether it was cut off."""
         data = self.text.encode()
         return {
             "id": self.id,
@@ -90,7 +98,7 @@ class Piece:
             "temperature": temperature,
             "avg_logprob": self.logprob / max(1, len(self.tokens)),
             "compression_ratio": len(data) / max(1, len(zlib.compress(data))),
-            "no_speech_prob": 0.0,
+            "finish_reason": self.finish_reason,
         }
 
 
@@ -112,6 +120,11 @@ class Transcript:
         """The pieces' texts, joined by spaces."""
         return " ".join(filter(None, (piece.text.strip() for piece in self.pieces)))
 
+    @property
+    def finish_reason(self) -> str:
+        """ "length" where the text of a piece was cut off, by the context's end or by the most that a piece may have; else "stop"."""
+        return "length" if any(piece.finish_reason == "length" for piece in self.pieces) else "stop"
+
     def usage(self) -> dict[str, Any]:
         """OpenAI's usage by tokens, over all pieces."""
         prompt = sum(piece.prompt_tokens for piece in self.pieces)
@@ -131,13 +144,16 @@ class Transcript:
             return {"text": lambda _: self.text + "\n", "srt": srt, "vtt": vtt}[request.response_format](self.pieces)
         if request.response_format == "json":
             return {"text": self.text, "usage": self.usage()}
-        return {
+        body: dict[str, Any] = {
+            "task": "transcribe",
             "duration": self.recording.seconds,
             "language": request.language,
             "text": self.text,
             "segments": [piece.verbose(request.temperature) for piece in self.pieces],
+            "finish_reason": self.finish_reason,
             "usage": {"type": "duration", "seconds": self.recording.seconds},
         }
+        return body | ({"warnings": [NO_WORDS]} if "word" in request.timestamp_granularities else {})
 
     def translation(self, request: TranscriptionRequest) -> str | dict[str, Any]:
         """The reply to a translation: OpenAI's has no usage, and the language is that of the text."""
@@ -145,7 +161,7 @@ class Transcript:
         if isinstance(body, str):
             return body
         del body["usage"]
-        return body | ({"language": "english"} if "language" in body else {})
+        return body | ({"language": "english", "task": "translate"} if "language" in body else {})
 
 
 Shape: TypeAlias = Callable[[Transcript, TranscriptionRequest], str | dict[str, Any]]
@@ -173,10 +189,10 @@ class Task:
 class TranscriptionService:
     """Writes down what is said, or what it means in English."""
 
-    def __init__(self, engine: Engine, prompts: Prompts, model_name: str) -> None:
+    def __init__(self, engine: Engine, prompts: Prompts, names: Sequence[str]) -> None:
         self._engine = engine
         self._prompts = prompts
-        self._model_name = model_name
+        self._names = names
 
     async def write(
         self, request: TranscriptionRequest, transcript: Transcript, to_do: Task
@@ -185,7 +201,7 @@ class TranscriptionService:
 
         Closing the iterator ends all generations. Raises ApiError.
         """
-        check_model(request.model, self._model_name)
+        check_model(request.model, self._names)
         queues = [asyncio.Queue[str | None]() for _ in transcript.pieces]
         parts = zip(transcript.pieces, transcript.recording.windows, queues, strict=True)
         tasks = [asyncio.create_task(self._write_piece(request, to_do, *part)) for part in parts]
@@ -201,7 +217,9 @@ class TranscriptionService:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        yield {"type": "transcript.text.done", "text": transcript.text, "usage": transcript.usage()}
+        yield {"type": "transcript.text.done", "text": transcript.text, "finish_reason": transcript.finish_reason} | {
+            "usage": transcript.usage()
+        }
 
     async def _write_piece(
         self,
@@ -211,11 +229,12 @@ class TranscriptionService:
         rows: Tensor,
         queue: asyncio.Queue[str | None],
     ) -> None:
-        system = [Message("system", [request.prompt])] if request.prompt else []
+        told = "\n".join(filter(None, (request.prompt, request.hotwords)))
+        system = [Message("system", [told])] if told else []
         stop = (QUOTE,) if to_do.begun.endswith(QUOTE) else ()
         verbose = request.response_format == "verbose_json"
         limit = SPARE_TOKENS + 3 * len(rows) // 2
-        sampling = Sampling(limit, temperature=request.temperature, stop=stop, logprobs=verbose)
+        sampling = Sampling(limit, 0, request.temperature, request.top_p, stop, request.seed, logprobs=verbose)
         try:
             asked = about(to_do.instruction, Speech(rows))
             prompt = await self._prompts.build([*system, asked], "prompt", begun=to_do.begun)

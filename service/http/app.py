@@ -23,7 +23,7 @@ from service.gate.keys import Keys
 from service.http import routes
 from service.http.body import MAX_FIELD_BYTES
 from service.http.door import Admitted, BodyLimit, Deadlines, Drain, Refusal
-from service.http.middleware import CLIENT_GONE, KeyRequired, Observed
+from service.http.middleware import CLIENT_GONE, Habits, KeyRequired, Observed
 from service.http.openapi import complete
 from service.loading import Service
 from service.settings import ServeSettings
@@ -59,8 +59,10 @@ def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = l
         summary="Speech and an instruction in, streamed text out.",
         version=version("blsp-serve"),
         lifespan=life,
+        root_path=settings.root_path.rstrip("/"),
+        redirect_slashes=False,
     )
-    metrics.BUILD.info(routes.versions(app.version) | {"model": settings.name()})
+    metrics.BUILD.info(routes.versions(app.version) | {"model": settings.names()[0]})
     app.state.settings = settings
     app.state.service = app.state.failure = None
     app.state.drain = drain = Drain()
@@ -87,6 +89,7 @@ def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = l
         )
     paths = {route.path for route in app.routes if isinstance(route, Route)}
     app.add_middleware(Observed, paths=paths, open_metrics="/metrics" in settings.open_endpoints)
+    app.add_middleware(Habits, root_path=settings.root_path)
     return app
 
 

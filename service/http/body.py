@@ -56,7 +56,7 @@ class _Form:
     def __init__(self, boundary: str, file: GrowingBuffer) -> None:
         self.fields: Fields = {}
         self._file = file
-        self._has_file = self._ended = False
+        self._has_file = self._ended = self._is_file = False
         self._name = ""
         self._value = bytearray()
         self._header, self._header_value = bytearray(), bytearray()
@@ -85,14 +85,14 @@ class _Form:
         if not self._ended:
             raise InvalidRequest("The form ends before its closing boundary.")
         if not self._has_file:
-            raise InvalidRequest("The form has no audio; send it as the part 'file'.", param=FILE)
+            raise _no_file(self.fields)
         return self.fields
 
     def _part_begin(self) -> None:
         self._parts += 1
         if self._parts > MAX_PARTS:
             raise InvalidRequest(f"The form has more than {MAX_PARTS} parts.")
-        self._name, self._value = "", bytearray()
+        self._name, self._value, self._is_file = "", bytearray(), False
 
     def _header_end(self) -> None:
         if self._header.lower() == b"content-disposition":
@@ -100,6 +100,7 @@ class _Form:
             disposition["content-disposition"] = self._header_value.decode("utf-8", "replace")
             name = disposition.get_param("name", header="content-disposition")
             self._name = name if isinstance(name, str) else ""
+            self._is_file = disposition.get_filename() is not None
         self._header, self._header_value = bytearray(), bytearray()
 
     def _headers_finished(self) -> None:
@@ -116,6 +117,8 @@ class _Form:
             return
         self._value += data
         if len(self._value) > MAX_FIELD_BYTES:
+            if self._is_file:
+                raise _misplaced(self._name)
             raise UploadTooLarge(f"The field {self._name!r} is longer than {MAX_FIELD_BYTES} bytes.", param=self._name)
 
     def _part_end(self) -> None:
@@ -125,7 +128,18 @@ class _Form:
         try:
             self.fields.setdefault(self._name, []).append(self._value.decode())
         except UnicodeDecodeError as error:
+            if self._is_file:
+                raise _misplaced(self._name) from error
             raise InvalidRequest(f"The field {self._name!r} is not UTF-8: {error}.", param=self._name) from error
 
     def _end(self) -> None:
         self._ended = True
+
+
+def _misplaced(name: str) -> InvalidRequest:
+    return InvalidRequest(f"The form's file is its part {name!r}; the recording goes into the part 'file'.", param=FILE)
+
+
+def _no_file(fields: Fields) -> InvalidRequest:
+    there = f", only {', '.join(map(repr, list(fields)[:5]))}" if fields else ""
+    return InvalidRequest(f"The form has no part named 'file'{there}; the recording goes into 'file'.", param=FILE)

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import ApiError, DeadlineExceeded, Overloaded, UploadTooLarge, UploadTooSlow
+from service.errors import ApiError, CompressedBody, DeadlineExceeded, Overloaded, UploadTooLarge, UploadTooSlow
 from service.gate.admission import Admission
 from service.gate.keys import ANONYMOUS
 from service.http.events import sse_line
@@ -60,7 +60,10 @@ def _held(receive: Receive, hold: Callable[[int], None]) -> Receive:
 
 
 class BodyLimit:
-    """Refuses bodies over a limit while they arrive; reads as much again and drops it, so that the client gets to read the answer."""
+    """Refuses bodies over a limit while they arrive; reads as much again and drops it, so that the client gets to read the answer.
+
+    Compressed bodies are refused at once: what is small on the way must not become large here.
+    """
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app = app
@@ -82,7 +85,13 @@ class BodyLimit:
                 message = await receive()
             return message
 
-        declared = int(Headers(scope=scope).get("content-length", 0)) if scope["type"] == "http" else 0
+        headers = Headers(scope=scope)
+        if (encoding := headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
+            error = CompressedBody(f"The body's Content-Encoding is {encoding[:32]!r}; send it as it is, uncompressed.")
+            metrics.REFUSALS.labels(error.code).inc()
+            await JSONResponse(error.body(), error.status)(scope, receive, send)
+            return
+        declared = int(headers.get("content-length", 0)) if scope["type"] == "http" else 0
         await self.app(scope, receive_limited, send)
 
 

@@ -1,7 +1,7 @@
 """Server-sent events."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -17,8 +17,8 @@ def sse_line(event: dict[str, Any]) -> str:
 class EventStream(StreamingResponse):
     """A stream of events; it closes their source however it ends, also in the middle of an event that nobody takes."""
 
-    def __init__(self, lines: AsyncIterator[str]) -> None:
-        super().__init__(lines, media_type="text/event-stream")
+    def __init__(self, lines: AsyncIterator[str], headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(lines, headers=headers, media_type="text/event-stream")
 
     async def stream_response(self, send: Send) -> None:
         """Sends the events."""

@@ -108,6 +108,32 @@ class Observed:
         return str(path) if path in self.paths else "other"
 
 
+class Habits:
+    """Takes requests as proxies and clients make them: below a `root_path`, with a slash behind the path, and HEAD for GET.
+
+    What the rest sees is the path that is documented, and GET; the server itself leaves out the body of an answer to HEAD.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self.app = app
+        self.root_path = root_path.rstrip("/")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"]
+        if self.root_path and path.startswith(f"{self.root_path}/"):
+            path = path[len(self.root_path) :]
+        if path.endswith("/") and path.strip("/"):
+            path = path[:-1]
+        scope = {**scope, "path": path}
+        if scope.get("method") == "HEAD":
+            scope["method"] = "GET"
+        await self.app(scope, receive, send)
+
+
 class KeyRequired:
     """Lets in who has a key, and whoever asks for an open path; the key's name is the request's `state["client"]`."""
 

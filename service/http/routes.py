@@ -2,13 +2,16 @@
 
 import asyncio
 import time
+import urllib.parse
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
+from itertools import islice
 from typing import Annotated, Any, TypeVar
 
 import torch
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 from torch import Tensor
 
@@ -88,19 +91,19 @@ async def speech(request: Request, service: Ready) -> Response:
 @router.post("/v1/chat/completions", **CHAT)
 async def chat_completions(body: ChatCompletionRequest, request: Request, service: Ready) -> Response:
     """OpenAI's chat completions; a message's content may hold `input_audio` and `audio_url` parts."""
-    return await _generate(request, service.chat.complete(body))
+    return await _generate(request, service.chat.complete(body), _ignored(body))
 
 
 @router.post("/v1/completions", **COMPLETION)
 async def completions(body: CompletionRequest, request: Request, service: Ready) -> Response:
     """OpenAI's completions, of text alone."""
-    return await _generate(request, service.chat.complete_text(body))
+    return await _generate(request, service.chat.complete_text(body), _ignored(body))
 
 
 @router.post("/v1/responses", **RESPONSE)
 async def responses(body: ResponsesRequest, request: Request, service: Ready) -> Response:
     """OpenAI's responses; nothing is stored."""
-    return await _generate(request, service.chat.respond(body))
+    return await _generate(request, service.chat.respond(body), _ignored(body))
 
 
 @router.post("/tokenize", **TOKENIZE)
@@ -115,11 +118,13 @@ async def detokenize(body: DetokenizeRequest, service: Ready) -> dict[str, Any]:
     return await service.chat.detokenize(body)
 
 
-async def _generate(request: Request, answer: Awaitable[AsyncIterator[str] | dict[str, Any]]) -> Response:
+async def _generate(
+    request: Request, answer: Awaitable[AsyncIterator[str] | dict[str, Any]], headers: dict[str, str]
+) -> Response:
     reply = await _unless_gone(request, answer)
     if isinstance(reply, dict):
-        return JSONResponse(reply)
-    return EventStream(reply)
+        return JSONResponse(reply, headers=headers)
+    return EventStream(reply, headers=headers)
 
 
 @router.post("/v1/audio/transcriptions", **TRANSCRIPTION)
@@ -140,30 +145,36 @@ async def _transcribe(request: Request, service: Service, to_do: Task, shape: Sh
     options = early or _options(TranscriptionRequest, request, fields)
     transcript = Transcript.of(recording)
     events = service.transcription.write(options, transcript, to_do)
+    headers = _ignored(options)
     if options.stream:
         first = await _unless_gone(request, anext(events))
-        return EventStream(_sse(first, events))
+        return EventStream(_sse(first, events), headers=headers)
     await _unless_gone(request, last(events))
     body = shape(transcript, options)
-    return PlainTextResponse(body) if isinstance(body, str) else JSONResponse(body)
+    return PlainTextResponse(body, headers=headers) if isinstance(body, str) else JSONResponse(body, headers=headers)
+
+
+def _ignored(request: BaseModel) -> dict[str, str]:
+    """The header that names the fields of a request which nobody here knows."""
+    names = ", ".join(urllib.parse.quote(name[:64], safe="[]") for name in islice(request.model_extra or {}, 20))
+    return {"x-ignored-fields": names} if names else {}
 
 
 @router.get("/v1/models")
 async def models(request: Request) -> dict[str, Any]:
     """The models that requests may name."""
-    return {"object": "list", "data": [_model_card(request)]}
+    return {"object": "list", "data": [_model_card(name) for name in request.app.state.settings.names()]}
 
 
 @router.get("/v1/models/{model:path}", **MODEL)
 async def model(model: str, request: Request) -> dict[str, Any]:
     """One model."""
-    card = _model_card(request)
-    check_model(model, card["id"])
-    return card
+    check_model(model, request.app.state.settings.names())
+    return _model_card(model)
 
 
-def _model_card(request: Request) -> dict[str, Any]:
-    return {"id": request.app.state.settings.name(), "object": "model", "created": _STARTED, "owned_by": "blsp"}
+def _model_card(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": _STARTED, "owned_by": "blsp"}
 
 
 _STARTED = int(time.time())
@@ -233,7 +244,7 @@ def _options(kind: type[Options], request: Request, fields: Fields) -> Options:
     for name, value in request.query_params.multi_items():
         fields.setdefault(name, []).append(value)
     options = parse_fields(kind, fields)
-    check_model(options.model, request.app.state.settings.name())
+    check_model(options.model, request.app.state.settings.names())
     return options
 
 

@@ -118,4 +118,4 @@ def test_its_llm_hears_what_it_reads(smol_cache: Path, samples: list[Sample], tm
 
 
 def test_it_is_the_default() -> None:
-    assert ServeSettings().name() == "blsp-smol"
+    assert ServeSettings().names() == ("blsp-smol",)
