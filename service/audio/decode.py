@@ -23,7 +23,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
 
-from service.audio.headers import has_magic, is_chunk, is_mp4, is_mpeg_sync, is_silent_amr, wave_header
+from service.audio.headers import disguise, has_magic, is_chunk, is_mp4, is_mpeg_sync, is_silent_amr, wave_header
 from service.audio.structure import unfinished
 from service.errors import ApiError, AudioTooLong, InvalidAudio, NotAudio
 
@@ -291,7 +291,9 @@ def _open(reader: _Reader) -> InputContainer:
         _check_wave(reader.head)
         if has_magic(reader.head):
             raise InvalidAudio(f"The header of the file is damaged: {_reason(exc)}. Send an intact file.") from exc
-        raise NotAudio("The file is not audio of a known format. " + EXPECTED) from exc
+        wrapping = disguise(reader.head[:64])
+        wrapped = f"The body is {wrapping}, not the recording itself. " if wrapping else ""
+        raise NotAudio(wrapped + "The file is not audio of a known format. " + EXPECTED) from exc
 
 
 def _probe(reader: _Reader, options: dict[str, str]) -> InputContainer:

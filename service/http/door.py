@@ -71,6 +71,9 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, with a body that ends in an error where it goes over the limit."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
         received = 0
 
         async def receive_limited() -> Message:
@@ -91,7 +94,7 @@ class BodyLimit:
             metrics.REFUSALS.labels(error.code).inc()
             await JSONResponse(error.body(), error.status)(scope, receive, send)
             return
-        declared = int(headers.get("content-length", 0)) if scope["type"] == "http" else 0
+        declared = int(headers.get("content-length", 0))
         await self.app(scope, receive_limited, send)
 
 

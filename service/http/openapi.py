@@ -50,6 +50,9 @@ class TranscriptionReply(BaseModel):
     duration: float | None = Field(None, description="seconds; this and what follows are for `verbose_json`")
     language: str | None = None
     segments: list[dict[str, Any]] | None = None
+    task: str | None = None
+    finish_reason: str | None = Field(None, description="length where the text was cut off, else stop")
+    warnings: list[str] | None = Field(None, description="what was asked for and can't be had")
 
 
 class ResponseReply(BaseModel):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from service.audio.upload import GrowingBuffer
 from service.errors import InvalidRequest, UploadTooLarge
-from service.http.body import MAX_PARTS, Fields, read_body
+from service.http.body import MAX_FIELD_BYTES, MAX_PARTS, Fields, read_body
 
 
 async def pieces(body: bytes, size: int) -> AsyncIterator[bytes]:
@@ -68,6 +68,20 @@ async def test_a_form_without_file_names_the_field() -> None:
     with pytest.raises(InvalidRequest) as error:
         await read(body, content_type)
     assert error.value.param == "file"
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfb\x90" * 100, b"R" * (MAX_FIELD_BYTES + 1)])
+async def test_a_file_in_another_part_is_told_where_it_belongs(content: bytes) -> None:
+    request = httpx.Request("POST", "http://test", files={"audio": ("a.mp3", content)})
+    with pytest.raises(InvalidRequest, match="is its part 'audio'; the recording goes into the part 'file'") as caught:
+        await read(request.read(), request.headers["content-type"])
+    assert caught.value.param == "file"
+
+
+async def test_a_form_without_file_names_what_is_there() -> None:
+    request = httpx.Request("POST", "http://test", files={"audio": (None, "text")})
+    with pytest.raises(InvalidRequest, match="no part named 'file', only 'audio'; the recording goes into 'file'"):
+        await read(request.read(), request.headers["content-type"])
 
 
 async def test_a_form_without_boundary_is_refused() -> None:

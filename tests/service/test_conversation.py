@@ -138,3 +138,17 @@ async def test_an_error_frees_the_audio_at_once() -> None:
     ears.sources.clear()
     await asyncio.sleep(0)
     assert [file() for file in files] == [None]
+
+
+@pytest.mark.parametrize("way", ["plain", "lines", "of URLs", "data URL", "without padding"])
+async def test_every_way_of_base64(way: str) -> None:
+    data = base64.b64encode(b"5").decode()
+    text = {
+        "plain": data,
+        "lines": f"{data[:2]}\r\n{data[2:]}\n",
+        "of URLs": data.replace("+", "-").replace("/", "_"),
+        "data URL": f"data:audio/wav;base64,{data}",
+        "without padding": data.rstrip("="),
+    }[way]
+    message = {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": text}}]}
+    assert await heard(Ears(), [message]) == [5.0]

@@ -228,3 +228,38 @@ async def test_a_websocket_needs_a_key_too(key: str, expected: list[str]) -> Non
     scope = {"type": "websocket", "path": "/v1/realtime", "headers": [(b"authorization", f"Bearer {key}".encode())]}
     await KeyRequired(app, Keys(key_line("alice", KEY)), ["/health"])(scope, receive, send)
     assert seen == expected
+
+
+@pytest.mark.parametrize("path", ["/version", "/version/", "/v1/models/", "/v1/models/tiny", "/health"])
+async def test_head_is_answered_wherever_get_is(path: str) -> None:
+    async with client() as http:
+        head, get = await http.head(path), await http.get(path)
+    assert (head.status_code, head.headers["content-length"]) == (200, get.headers["content-length"])
+
+
+@pytest.mark.parametrize("prefix", ["/speech", ""])
+async def test_a_path_below_a_proxys(prefix: str) -> None:
+    async with client(**guarded(root_path="/speech")) as http:
+        assert (await http.get(f"{prefix}/health")).status_code == 200
+        assert (await http.get(f"{prefix}/v1/models")).status_code == 401
+        page = await http.get(f"{prefix}/docs", headers=bearer(KEY))
+        assert "/speech/openapi.json" in page.text
+        document = await http.get(f"{prefix}/openapi.json", headers=bearer(KEY))
+        assert document.json()["servers"] == [{"url": "/speech"}]
+
+
+async def test_compressed_bodies_are_refused() -> None:
+    async with client() as http:
+        response = await http.post("/v1/speech", content=b"x", headers={"content-encoding": "gzip"})
+    assert response.status_code == 415
+    assert "'gzip'; send it as it is" in response.json()["error"]["message"]
+
+
+async def test_all_names_of_the_model_are_listed() -> None:
+    async with client(served_model_name="smol, whisper-1") as http:
+        cards = (await http.get("/v1/models")).json()["data"]
+        assert [card["id"] for card in cards] == ["smol", "whisper-1"]
+        assert (await http.get("/v1/models/whisper-1")).json()["id"] == "whisper-1"
+        missing = await http.get("/v1/models/tiny")
+    assert missing.status_code == 404
+    assert "this server has 'smol', 'whisper-1'" in missing.json()["error"]["message"]

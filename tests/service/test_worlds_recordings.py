@@ -3,6 +3,7 @@
 Files are written by the ffmpeg command, and by hand where it writes none of the kind.
 """
 
+import base64
 import io
 import re
 import shutil
@@ -275,3 +276,16 @@ def test_what_ffmpeg_writes_and_reads_back_whole_is_never_refused(
         arguments += ["-movflags", "frag_keyframe+empty_moov", "-frag_duration", "200000"]
     data = written(container, *arguments, "-strict", "-2")
     assert abs(seconds(data) - ffmpegs_seconds(data)) < 0.065
+
+
+@pytest.mark.parametrize(
+    ("body", "wrapping"),
+    [
+        (b"data:audio/wav;base64," + base64.b64encode(clip()), "a data: URL"),
+        (base64.b64encode(clip()), "base64"),
+        (b'{"audio": "' + base64.b64encode(clip()) + b'"}', "JSON"),
+    ],
+)
+def test_a_recording_in_a_wrapping_is_refused_in_words(body: bytes, wrapping: str) -> None:
+    with pytest.raises(NotAudio, match=f"The body is {wrapping}, not the recording itself"):
+        seconds(body)
