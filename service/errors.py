@@ -79,18 +79,15 @@ class AudioTooLong(InvalidRequest):
     code = "audio_too_long"
 
 
-class NotAudio(InvalidRequest):
-    """The upload is no kind of audio that the decoder knows."""
+class WrongMediaType(InvalidRequest):
+    """The body is of a kind, or in a coding, that is not read."""
 
     status = 415
     code = "unsupported_media_type"
 
 
-class CompressedBody(InvalidRequest):
-    """The body has a Content-Encoding."""
-
-    status = 415
-    code = "compressed_body"
+class NotAudio(WrongMediaType):
+    """The upload is no kind of audio that the decoder knows."""
 
 
 class Unavailable(ApiError):

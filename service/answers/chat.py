@@ -93,7 +93,28 @@ class CompletionRequest(_Checked, completion_protocol.CompletionRequest):
 
 
 class ResponsesRequest(_Checked, responses_protocol.ResponsesRequest):
-    """OpenAI's request, as vLLM reads it."""
+    """OpenAI's request, as vLLM reads it: audio is a file to it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _audio_as_files(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("input"), list):
+            return data | {"input": [_with_files(item) for item in data["input"]]}
+        return data
+
+
+def _with_files(item: Any) -> Any:
+    """An item of a response's input, whose audio parts are files."""
+    if not isinstance(item, dict) or not isinstance(item.get("content"), list):
+        return item
+    return item | {"content": [_as_file(part) for part in item["content"]]}
+
+
+def _as_file(part: Any) -> Any:
+    audio = part.get("input_audio") if isinstance(part, dict) and part.get("type") == "input_audio" else None
+    if not isinstance(audio, dict) or not isinstance(audio.get("data"), str):
+        return part
+    return {"type": "input_file", "filename": "audio", "file_data": audio["data"]}
 
 
 class TokenizeTextRequest(_Checked, tokenize_protocol.TokenizeCompletionRequest):
@@ -171,6 +192,12 @@ class ChatService:
 
     async def complete(self, request: ChatCompletionRequest) -> AsyncIterator[str] | dict[str, Any]:
         """A chat completion; with `stream` the lines of its server-sent events."""
+        asked = request.model_extra or {}
+        modalities = asked.get("modalities")
+        if asked.get("audio") is not None or (isinstance(modalities, list) and "audio" in modalities):
+            raise InvalidRequest(
+                "The model answers in text: leave out 'audio', and 'audio' in 'modalities'.", param="modalities"
+            )
         self._check_tools(request)
         self._check_grammar(request)
         reply = await self._ask(self._chat.create_chat_completion(request))

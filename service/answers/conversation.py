@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from models.prompt import Message, Role, Speech
 from service.answers.fields import read_json
 from service.audio.fetch import Fetcher
@@ -120,7 +122,13 @@ def _parse_content(content: Any, role: Role, where: str) -> list[_Part]:
         return [""]
     if isinstance(content, bytes) or not isinstance(content, Iterable):
         raise InvalidRequest("'content' is a string or a list of parts.", param=where)
-    return [_parse_part(part, f"{where}[{i}]") for i, part in enumerate(content)]
+    parts: list[_Part] = []
+    try:
+        for part in content:  # vLLM checks them only now
+            parts.append(_parse_part(part, f"{where}[{len(parts)}]"))
+    except ValidationError as error:
+        raise InvalidRequest(PARTS, param=f"{where}[{len(parts)}]") from error
+    return parts
 
 
 def _parse_part(part: Any, where: str) -> _Part:
@@ -131,11 +139,20 @@ def _parse_part(part: Any, where: str) -> _Part:
         return _decode_base64(part["input_audio"].get("data"), f"{where}.input_audio.data")
     if kind == "audio_url" and isinstance(part.get("audio_url"), Mapping):
         return _read_url(part["audio_url"].get("url"), f"{where}.audio_url.url")
-    raise InvalidRequest(
-        'A part is {"type": "text", "text": "…"}, {"type": "input_audio", "input_audio": {"data": "<base64>", "format": "wav"}} '
-        'or {"type": "audio_url", "audio_url": {"url": "data:audio/wav;base64,…"}}.',
-        param=where,
-    )
+    if kind == "file" and isinstance(part.get("file"), Mapping) and part["file"].get("file_data") is not None:
+        return _decode_base64(part["file"]["file_data"], f"{where}.file.file_data")
+    if kind == "input_file" and part.get("file_data") is not None:
+        return _decode_base64(part["file_data"], f"{where}.file_data")
+    if kind == "input_file" and part.get("file_url") is not None:
+        return _read_url(part["file_url"], f"{where}.file_url")
+    raise InvalidRequest(PARTS, param=where)
+
+
+PARTS = (
+    'A part is {"type": "text", "text": "…"}, {"type": "input_audio", "input_audio": {"data": "<base64>", "format": "wav"}}, '
+    '{"type": "file", "file": {"file_data": "data:audio/wav;base64,…"}} or {"type": "audio_url", "audio_url": {"url": '
+    '"data:audio/wav;base64,…"}}.'
+)
 
 
 def _read_url(url: Any, where: str) -> bytes | Remote:

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import ApiError, CompressedBody, DeadlineExceeded, Overloaded, UploadTooLarge, UploadTooSlow
+from service.errors import ApiError, DeadlineExceeded, Overloaded, UploadTooLarge, UploadTooSlow, WrongMediaType
 from service.gate.admission import Admission
 from service.gate.keys import ANONYMOUS
 from service.http.events import sse_line
@@ -90,7 +90,7 @@ class BodyLimit:
 
         headers = Headers(scope=scope)
         if (encoding := headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
-            error = CompressedBody(f"The body's Content-Encoding is {encoding[:32]!r}; send it as it is, uncompressed.")
+            error = WrongMediaType(f"The body's Content-Encoding is {encoding[:32]!r}; send it as it is, uncompressed.")
             metrics.REFUSALS.labels(error.code).inc()
             await JSONResponse(error.body(), error.status)(scope, receive, send)
             return

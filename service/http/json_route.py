@@ -10,12 +10,22 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, WrongMediaType
 
 MAX_CONTAINERS = 10_000  # lists and objects; each message has two or three
 MAX_COMMAS = 300_000  # between token ids, say
 
 _TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\Z)', re.DOTALL)
+
+
+def check_type(content_type: str) -> None:
+    """Raises WrongMediaType for what is not said to be JSON: pages of other origins can send such a body without having asked."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        said = f"is {kind[:64]!r}" if kind else "is missing"
+        raise WrongMediaType(
+            f"The body's content type {said}; send JSON, with the header 'Content-Type: application/json'."
+        )
 
 
 def check_values(text: bytes) -> None:
@@ -41,6 +51,7 @@ class JsonRoute(APIRoute):
             return handle
 
         async def checked(request: Request) -> Response:
+            check_type(request.headers.get("content-type", ""))
             check_values(await request.body())
             return await handle(request)
 

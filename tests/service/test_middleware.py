@@ -252,6 +252,7 @@ async def test_compressed_bodies_are_refused() -> None:
     async with client() as http:
         response = await http.post("/v1/speech", content=b"x", headers={"content-encoding": "gzip"})
     assert response.status_code == 415
+    assert response.json()["error"]["code"] == "unsupported_media_type"
     assert "'gzip'; send it as it is" in response.json()["error"]["message"]
 
 

@@ -1,0 +1,105 @@
+"""What clients are used to: audio in responses, refusals in OpenAI's words, fields of other servers."""
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from tests.serving import Server
+from tests.sounds import voice, wav
+
+AUDIO = base64.b64encode(wav(voice(2.0))).decode()
+HEARD = {"type": "input_audio", "input_audio": {"data": AUDIO, "format": "wav"}}
+FILE = {"type": "input_file", "filename": "a.wav", "file_data": f"data:audio/wav;base64,{AUDIO}"}
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.mark.parametrize("part", [HEARD, FILE], ids=["input_audio", "input_file"])
+def test_a_response_hears_what_a_chat_hears(client: openai.OpenAI, server: Server, part: Any) -> None:
+    content: Any = [{"type": "text", "text": "Hello."}, HEARD]
+    chat = client.chat.completions.create(
+        model=server.model, messages=[{"role": "user", "content": content}], max_tokens=16, temperature=0
+    )
+    asked: Any = [{"role": "user", "content": [{"type": "input_text", "text": "Hello."}, part]}]
+    fields: Any = {"model": server.model, "input": asked, "max_output_tokens": 16, "temperature": 0}
+    whole = client.responses.create(**fields)
+    assert whole.output_text == chat.choices[0].message.content
+    assert whole.usage is not None
+    assert chat.usage is not None
+    assert whole.usage.input_tokens == chat.usage.prompt_tokens
+    deltas = [
+        event.delta
+        for event in client.responses.create(**fields, stream=True)
+        if event.type == "response.output_text.delta"
+    ]
+    assert "".join(deltas) == whole.output_text
+
+
+def chat(content: Any, **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": content}], "max_tokens": 2} | more
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "a picture": (
+        chat([{"type": "image_url", "image_url": {"url": "https://a.example/b.png"}}]),
+        "[0].content[0]",
+        "A part is",
+    ),
+    "audio without data": (
+        chat([{"type": "input_audio", "input_audio": {"format": "wav"}}]),
+        "[0].content[0]",
+        "A part is",
+    ),
+    "a part of another kind": (chat(["Hello.", {"type": "audio", "audio": "x"}]), "[0].content", "A part is"),
+    "a file without data": (chat([{"type": "file", "file": {"file_id": "x"}}]), "[0].content[0]", "A part is"),
+    "audio to come": (
+        chat("Hello.", modalities=["text", "audio"], audio={"voice": "alloy"}),
+        "modalities",
+        "answers in text",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_is_refused_in_words(server: Server, name: str) -> None:
+    body, param, words = REFUSED[name]
+    with server.client() as http:
+        response = http.post("/v1/chat/completions", json=body)
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert param in error["param"]
+    assert words in error["message"]
+    assert "pydantic" not in error["message"]
+
+
+def test_a_file_of_a_chat_is_heard(server: Server) -> None:
+    with server.client() as http:
+        file = {"type": "file", "file": {"filename": "a.wav", "file_data": f"data:audio/wav;base64,{AUDIO}"}}
+        replies = [http.post("/v1/chat/completions", json=chat([part])).json() for part in (file, HEARD)]
+    assert [reply["usage"]["prompt_tokens_details"]["audio_tokens"] for reply in replies] == [13, 13]
+    assert replies[0]["usage"]["prompt_tokens"] == replies[1]["usage"]["prompt_tokens"]
+
+
+def test_fields_that_nobody_knows_are_named(server: Server) -> None:
+    with server.client() as http:
+        response = http.post("/v1/chat/completions", json=chat("Hello.", modalities=["text"], store=False, zork=1))
+    assert response.status_code == 200
+    assert response.headers["x-ignored-fields"] == "modalities, store, zork"
+
+
+@pytest.mark.parametrize(("content_type", "said"), [(None, "is missing"), ("text/plain", "is 'text/plain'")])
+def test_json_that_is_not_said_to_be_json_is_refused_in_words(
+    server: Server, content_type: str | None, said: str
+) -> None:
+    with server.client() as http:
+        headers = {} if content_type is None else {"content-type": content_type}
+        response = http.post("/v1/chat/completions", content=b'{"messages": []}', headers=headers)
+    assert response.status_code == 415
+    assert f"content type {said}; send JSON, with the header" in response.json()["error"]["message"]
