@@ -45,6 +45,10 @@ class InvalidAudio(InvalidRequest):
     code = "invalid_audio"
 
 
+class TruncatedAudio(InvalidAudio):
+    """The file ends before its sound does; what is there was decoded."""
+
+
 class ContextTooLong(InvalidRequest):
     """The prompt does not fit the LLM's context."""
 

@@ -58,6 +58,7 @@ class RequestContext:
     audio_tokens: int = 0  # positions of the prompt that are speech
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    truncated: bool = False  # a recording of it was cut short, and is answered as far as it goes
     trace_headers: dict[str, str] = field(default_factory=dict)  # W3C trace context, for vLLM's own spans
 
     def publish(self) -> None:

@@ -46,6 +46,7 @@ GRAMMARS = {
     "text",
     "tools",
 }  # fields that say which form a reply has; text: of responses
+ALLOW_TRUNCATED = "allow_truncated"  # a field of ours
 MAX_CHOICES = 128  # of one request, as at OpenAI: it counts as one at the door
 
 log = logging.getLogger(__name__)
@@ -80,10 +81,40 @@ class _Checked(BaseModel):
             raise ValueError(f"a value has the wrong type: {error}") from error
 
 
+def _with_parts(data: Any, field: str, change: Callable[[dict[str, Any]], Any]) -> Any:
+    """A request, in which audio parts of the messages in a field are changed."""
+    if not isinstance(data, dict) or not isinstance(data.get(field), list):
+        return data
+
+    def changed(part: Any) -> Any:
+        audio = part.get("input_audio") if isinstance(part, dict) and part.get("type") == "input_audio" else None
+        return change(audio) if isinstance(audio, dict) and isinstance(audio.get("data"), str) else part
+
+    def with_changes(message: Any) -> Any:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), list):
+            return message
+        return message | {"content": [changed(part) for part in message["content"]]}
+
+    return data | {field: [with_changes(message) for message in data[field]]}
+
+
+def _called_wav(audio: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "input_audio", "input_audio": audio | {"format": "wav"}}
+
+
+def _as_file(audio: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "input_file", "filename": "audio", "file_data": audio["data"]}
+
+
 class ChatCompletionRequest(_Checked, chat_protocol.ChatCompletionRequest):
-    """OpenAI's request, as vLLM reads it."""
+    """OpenAI's request, as vLLM reads it: audio is wav or mp3 to it, and is read by what it is anyway."""
 
     n: int | None = Field(1, ge=1, le=MAX_CHOICES)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _audio_of_any_format(cls, data: Any) -> Any:
+        return _with_parts(data, "messages", _called_wav)
 
 
 class CompletionRequest(_Checked, completion_protocol.CompletionRequest):
@@ -98,23 +129,7 @@ class ResponsesRequest(_Checked, responses_protocol.ResponsesRequest):
     @model_validator(mode="before")
     @classmethod
     def _audio_as_files(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("input"), list):
-            return data | {"input": [_with_files(item) for item in data["input"]]}
-        return data
-
-
-def _with_files(item: Any) -> Any:
-    """An item of a response's input, whose audio parts are files."""
-    if not isinstance(item, dict) or not isinstance(item.get("content"), list):
-        return item
-    return item | {"content": [_as_file(part) for part in item["content"]]}
-
-
-def _as_file(part: Any) -> Any:
-    audio = part.get("input_audio") if isinstance(part, dict) and part.get("type") == "input_audio" else None
-    if not isinstance(audio, dict) or not isinstance(audio.get("data"), str):
-        return part
-    return {"type": "input_file", "filename": "audio", "file_data": audio["data"]}
+        return _with_parts(data, "input", _as_file)
 
 
 class TokenizeTextRequest(_Checked, tokenize_protocol.TokenizeCompletionRequest):
@@ -143,7 +158,7 @@ class SpeechRenderer(OnlineRenderer):
         """Messages to one engine input; called by OnlineRenderer once it has checked the tools."""
         refuse_operator_fields(request)
         drafts = parse_messages(messages)
-        heard = await self.conversations.hear(drafts)
+        heard = await self.conversations.hear(drafts, allow_truncated=_allows_truncated(request))
         options = request.chat_template_kwargs
         prompt = await self.prompts.build(heard, "messages", tools=tool_dicts, template_options=options)
         running().audio_tokens = prompt.speech_tokens
@@ -151,6 +166,13 @@ class SpeechRenderer(OnlineRenderer):
             parser(self.renderer.tokenizer, request.tools, chat_template_kwargs=options or {}).adjust_request(request)
         conversation: list[ConversationMessage] = [{"role": draft.role} for draft in drafts]
         return conversation, [self.engine.input(prompt)]
+
+
+def _allows_truncated(request: BaseModel) -> bool:
+    allowed = (request.model_extra or {}).get(ALLOW_TRUNCATED, False)
+    if not isinstance(allowed, bool):
+        raise InvalidRequest(f"{ALLOW_TRUNCATED!r} is true or false.", param=ALLOW_TRUNCATED)
+    return allowed
 
 
 class ChatService:

@@ -62,14 +62,16 @@ class Conversations:
     listener: Listener
     fetcher: Fetcher
 
-    async def hear(self, drafts: Sequence[Draft], heard_seconds: float = 0.0) -> list[Message]:
+    async def hear(
+        self, drafts: Sequence[Draft], heard_seconds: float = 0.0, allow_truncated: bool = False
+    ) -> list[Message]:
         """Listens to the recordings, a few at a time; returns the messages.
 
         All of them together, and the `heard_seconds` that the request has brought elsewhere, may last as long as a request's audio may:
         raises AudioTooLong, and what Listener.hear and Fetcher.fetch raise. After an error, or when it is cancelled, nothing of it goes on.
         """
         audio = [part for draft in drafts for part in draft.parts if not isinstance(part, str)]
-        heard = iter(await self._hear_all(audio, self.listener.budget(heard_seconds)) if audio else [])
+        heard = iter(await self._hear_all(audio, self.listener.budget(heard_seconds), allow_truncated) if audio else [])
         return [
             Message(
                 draft.role,
@@ -79,13 +81,15 @@ class Conversations:
             for draft in drafts
         ]
 
-    async def _hear_all(self, audio: Sequence[bytes | Remote], budget: Budget) -> list[Recording]:
+    async def _hear_all(
+        self, audio: Sequence[bytes | Remote], budget: Budget, allow_truncated: bool
+    ) -> list[Recording]:
         recordings: dict[int, Recording] = {}
         todo = enumerate(audio)
 
         async def hear_the_next() -> None:
             for i, part in todo:
-                recordings[i] = await self._hear(part, budget)
+                recordings[i] = await self._hear(part, budget, allow_truncated)
 
         tasks = [asyncio.create_task(hear_the_next()) for _ in audio[:AT_A_TIME]]
         try:
@@ -98,10 +102,10 @@ class Conversations:
             del task, tasks
         return [recordings[i] for i in range(len(audio))]
 
-    async def _hear(self, part: bytes | Remote, budget: Budget) -> Recording:
+    async def _hear(self, part: bytes | Remote, budget: Budget, allow_truncated: bool) -> Recording:
         data = await self.fetcher.fetch(part.url, part.param) if isinstance(part, Remote) else part
         with io.BytesIO(data) as file:  # closed, so that its decoder ends where nobody waits for it any more
-            return await self.listener.hear(file, budget=budget)
+            return await self.listener.hear(file, budget=budget, allow_truncated=allow_truncated)
 
 
 def _parse_message(message: Any, where: str) -> Draft:

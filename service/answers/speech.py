@@ -38,6 +38,9 @@ class SpeechRequest(BaseModel):
         [], description="earlier turns, as JSON: messages in OpenAI's form, audio included"
     )
     return_token_ids: bool = Field(False, description="adds token_ids to the reply")
+    allow_truncated: bool = Field(
+        False, description="answers about what there is of a file that was cut short; the reply says so"
+    )
 
     def sampling(self) -> Sampling:
         """How to generate."""
@@ -89,7 +92,8 @@ class Reply:
                 "seconds": round(self.audio.seconds, 3),
                 "windows": len(self.audio.windows),
                 "speech_tokens": len(self.audio.rows),
-            },
+            }
+            | ({"truncated": True} if self.audio.truncated else {}),
             "timings": {stage: round(seconds, 6) for stage, seconds in running().timeline.stages.items()},
         }
         return body | ({"token_ids": self.token_ids} if self.with_token_ids else {})

@@ -57,6 +57,10 @@ class TranscriptionRequest(BaseModel):
         description="segments have times; for word a reply in verbose_json has a warning that words have none",
     )
 
+    allow_truncated: bool = Field(
+        False, description="writes down what there is of a file that was cut short; the reply says so"
+    )
+
     @model_validator(mode="after")
     def _no_streamed_subtitles(self) -> "TranscriptionRequest":
         if self.stream and self.response_format in ("srt", "vtt"):
@@ -142,8 +146,12 @@ class Transcript:
         """The reply to a transcription: text for the formats that are text, else a JSON object."""
         if request.response_format in ("text", "srt", "vtt"):
             return {"text": lambda _: self.text + "\n", "srt": srt, "vtt": vtt}[request.response_format](self.pieces)
+        warnings = [NO_WORDS] if "word" in request.timestamp_granularities and request.response_format != "json" else []
+        if self.recording.truncated:
+            warnings.append(self.recording.truncated.message)
+        warned = {"warnings": warnings} if warnings else {}
         if request.response_format == "json":
-            return {"text": self.text, "usage": self.usage()}
+            return {"text": self.text, "usage": self.usage()} | warned
         body: dict[str, Any] = {
             "task": "transcribe",
             "duration": self.recording.seconds,
@@ -153,7 +161,7 @@ class Transcript:
             "finish_reason": self.finish_reason,
             "usage": {"type": "duration", "seconds": self.recording.seconds},
         }
-        return body | ({"warnings": [NO_WORDS]} if "word" in request.timestamp_granularities else {})
+        return body | warned
 
     def translation(self, request: TranscriptionRequest) -> str | dict[str, Any]:
         """The reply to a translation: OpenAI's has no usage, and the language is that of the text."""

@@ -25,7 +25,7 @@ from av.packet import Packet
 
 from service.audio.headers import disguise, has_magic, is_chunk, is_mp4, is_mpeg_sync, is_silent_amr, wave_header
 from service.audio.structure import unfinished
-from service.errors import ApiError, AudioTooLong, InvalidAudio, NotAudio
+from service.errors import ApiError, AudioTooLong, InvalidAudio, NotAudio, TruncatedAudio
 
 SAMPLE_RATE = 16000
 RATES = range(1_000, 768_001)  # Hz, of a source
@@ -94,7 +94,7 @@ def decode(source: BinaryIO | io.RawIOBase, *, max_seconds: float, start: int = 
     even decoded in FLAC and WAV files at 16 kHz. In others it is: a lossy decoder, or a resampler, that begins elsewhere
     gives other samples.
 
-    Raises `NotAudio`, `InvalidAudio` (empty, damaged, truncated, not finite) or `AudioTooLong` (more than
+    Raises `NotAudio`, `TruncatedAudio` (behind all that is there), `InvalidAudio` (empty, damaged, not finite) or `AudioTooLong` (more than
     `max_seconds`); what `source.read` raises comes out as it is.
     """
     reader = _Reader(source, whole=start > 0)
@@ -137,8 +137,8 @@ def _chunks(reader: "_Reader", max_seconds: float, start: int) -> Iterator[np.nd
                 raise _too_long(max_seconds, declared)
             yield from resampler.push(frame)
         reader.check()
-        _check_complete(reader, tally, declared, _tolerance(declared or float(tally.decoded), stream))
         yield from resampler.flush()
+        _check_complete(reader, tally, declared, _tolerance(declared or float(tally.decoded), stream))
 
 
 def _seek(container: InputContainer, stream: AudioStream, start: int) -> int:
@@ -441,13 +441,14 @@ def _check_complete(reader: _Reader, tally: _Tally, declared: float | None, tole
         raise NotAudio("The file is not audio of a known format. " + EXPECTED)
     missing = (declared or 0.0) - decoded
     if declared and missing > tolerance:
-        raise InvalidAudio(
+        raise TruncatedAudio(
             f"The audio is truncated or damaged: its header declares {declared:.2f} s, {decoded:.2f} s were decoded."
-            " Send the whole file."
+            " Send the whole file, or allow_truncated=true."
         )
     if part := reader.missing():
-        raise InvalidAudio(
-            f"The audio is truncated: the file ends within its {part}; {decoded:.2f} s were decoded. Send the whole file."
+        raise TruncatedAudio(
+            f"The audio is truncated: the file ends within its {part}; {decoded:.2f} s were decoded. "
+            "Send the whole file, or allow_truncated=true."
         )
     if not decoded:
         raise InvalidAudio(NO_SAMPLES)

@@ -47,7 +47,7 @@ MAX_MESSAGE_BYTES = 10_000
 MAX_SAMPLES = 8 * BATCH_SAMPLES  # in one message; one frame may be longer than a batch
 MAX_POSITION = 1 << 40  # behind the end of any upload: a damaged file may send its decoder anywhere
 REFUSALS: dict[str, type[ApiError]] = {
-    kind.__name__: kind for kind in (errors.InvalidAudio, errors.NotAudio, errors.AudioTooLong)
+    kind.__name__: kind for kind in (errors.InvalidAudio, errors.TruncatedAudio, errors.NotAudio, errors.AudioTooLong)
 }
 ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")  # all that decoders learn of the service's
 

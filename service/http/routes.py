@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 from service.answers.chat import (
+    ALLOW_TRUNCATED,
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -47,6 +48,7 @@ from service.http.openapi import (
 )
 from service.listening.listener import Ahead, Budget, Cut, Recording
 from service.loading import Service
+from service.request import running
 from service.telemetry import metrics
 
 router = APIRouter(route_class=JsonRoute)
@@ -81,11 +83,12 @@ async def speech(request: Request, service: Ready) -> Response:
     budget = service.listener.budget()
     fields, recording = await _receive(request, service, ahead=ahead if early else None, budget=budget)
     options = early or _options(SpeechRequest, request, fields)
+    _check_whole(recording, options.allow_truncated)
     events = service.speech.answer(options, recording)
     if options.stream:
         first = await _unless_gone(request, anext(events))
-        return EventStream(_sse(first, events))
-    return JSONResponse(await _unless_gone(request, last(events)))
+        return EventStream(_sse(first, events), _truncated())
+    return JSONResponse(await _unless_gone(request, last(events)), headers=_truncated())
 
 
 @router.post("/v1/chat/completions", **CHAT)
@@ -122,6 +125,7 @@ async def _generate(
     request: Request, answer: Awaitable[AsyncIterator[str] | dict[str, Any]], headers: dict[str, str]
 ) -> Response:
     reply = await _unless_gone(request, answer)
+    headers = headers | _truncated()
     if isinstance(reply, dict):
         return JSONResponse(reply, headers=headers)
     return EventStream(reply, headers=headers)
@@ -143,9 +147,10 @@ async def _transcribe(request: Request, service: Service, to_do: Task, shape: Sh
     early = _early_options(TranscriptionRequest, request)
     fields, recording = await _receive(request, service, quietest_cut)
     options = early or _options(TranscriptionRequest, request, fields)
+    _check_whole(recording, options.allow_truncated)
     transcript = Transcript.of(recording)
     events = service.transcription.write(options, transcript, to_do)
-    headers = _ignored(options)
+    headers = _ignored(options) | _truncated()
     if options.stream:
         first = await _unless_gone(request, anext(events))
         return EventStream(_sse(first, events), headers=headers)
@@ -156,8 +161,20 @@ async def _transcribe(request: Request, service: Service, to_do: Task, shape: Sh
 
 def _ignored(request: BaseModel) -> dict[str, str]:
     """The header that names the fields of a request which nobody here knows."""
-    names = ", ".join(urllib.parse.quote(name[:64], safe="[]") for name in islice(request.model_extra or {}, 20))
+    unknown = (name for name in request.model_extra or {} if name != ALLOW_TRUNCATED)
+    names = ", ".join(urllib.parse.quote(name[:64], safe="[]") for name in islice(unknown, 20))
     return {"x-ignored-fields": names} if names else {}
+
+
+def _check_whole(recording: Recording, allow_truncated: bool) -> None:
+    """A form says only behind its file whether a part of it will do."""
+    if recording.truncated and not allow_truncated:
+        raise recording.truncated
+
+
+def _truncated() -> dict[str, str]:
+    """The header that says that a recording was cut short."""
+    return {"x-audio-truncated": "true"} if running().truncated else {}
 
 
 @router.get("/v1/models")
@@ -219,7 +236,7 @@ async def _receive(
 ) -> tuple[Fields, Recording]:
     """Reads the body and listens to the audio in it at the same time."""
     file = GrowingBuffer(request.app.state.settings.max_upload_bytes)
-    hearing = asyncio.create_task(service.listener.hear(file, cut, ahead, budget))
+    hearing = asyncio.create_task(service.listener.hear(file, cut, ahead, budget, allow_truncated=True))
     try:
         fields = await read_body(request.stream(), request.headers.get("content-type", ""), file)
         return fields, await _unless_gone(request, hearing)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Generator, Hashable, Iterator, 
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import SEEK_END
 from typing import BinaryIO
 
@@ -20,7 +20,7 @@ from models.features import N_SAMPLES, SAMPLE_RATE
 from service.audio.decode import TOLERANCE_SECONDS
 from service.audio.decoders import Decoders
 from service.audio.upload import GrowingBuffer
-from service.errors import AudioTooLong, ContextTooLong, DeadlineExceeded
+from service.errors import AudioTooLong, ContextTooLong, DeadlineExceeded, TruncatedAudio
 from service.gate.admission import NEWCOMERS, current_client
 from service.gate.places import Places
 from service.listening.batcher import Batcher
@@ -45,6 +45,8 @@ class Recording:
 
     windows: list[Tensor]
     lengths: list[int]
+    truncated: TruncatedAudio | None = None
+    """Why it is not the whole of a recording, where that was allowed."""
 
     @property
     def rows(self) -> Tensor:
@@ -150,22 +152,27 @@ class Listener:
         cut: Cut = len,
         ahead: Ahead | None = None,
         budget: Budget | None = None,
+        allow_truncated: bool = False,
     ) -> Recording:
         """Listens to a recording of any format and length up to the limit; `cut` ends a window before it is full.
 
         `ahead` is called as soon as a window is encoded, after every one but the last, one call at a time; it is cancelled when all
-        is heard, and its errors are nobody's. `budget` is for what belongs to a request of several recordings. No recording has
-        more windows waiting for the encoder than a batch holds. Raises the errors of `Decoders.decode`, DeadlineExceeded, and what
-        the source itself raises. When it fails or is cancelled, so does a GrowingBuffer: whoever feeds it or waits for it hears of
-        the error.
+        is heard, and its errors are nobody's. `budget` is for what belongs to a request of several recordings. With `allow_truncated`
+        a file that was cut short is heard as far as it goes. No recording has more windows waiting for the encoder than a batch
+        holds. Raises the errors of `Decoders.decode`, DeadlineExceeded, and what the source itself raises. When it fails or is
+        cancelled, so does a GrowingBuffer: whoever feeds it or waits for it hears of the error.
         """
         try:
             with stage("decode"):
                 key = await _key(source, cut)
             recording = self._recall(key, budget)
             if recording is None:
-                recording, keys = await self._listen(self._windows(source, cut, budget), ahead)
-                if key:
+                short: list[TruncatedAudio] | None = [] if allow_truncated else None
+                recording, keys = await self._listen(self._windows(source, cut, budget, short), ahead)
+                if short:
+                    recording = replace(recording, truncated=short[0])
+                    running().truncated = True
+                elif key:
                     self._recordings.put(key, list(zip(keys, recording.lengths, strict=True)))
         except BaseException as error:
             if isinstance(source, GrowingBuffer):
@@ -264,11 +271,15 @@ class Listener:
         return work
 
     def _windows(
-        self, source: BinaryIO | GrowingBuffer, cut: Cut, budget: Budget | None
+        self,
+        source: BinaryIO | GrowingBuffer,
+        cut: Cut,
+        budget: Budget | None,
+        short: list[TruncatedAudio] | None,
     ) -> Generator[_Window, None, None]:
-        """Yields one window after the other; runs in a thread."""
+        """Yields one window after the other; runs in a thread. Where there is a list for it, what a file lacks is no error."""
         pending: list[np.ndarray] = []
-        with closing(self._decoders.decode(source)) as chunks:
+        with closing(self._decoders.decode(source)) as decoded, closing(_as_far_as_it_goes(decoded, short)) as chunks:
             while True:
                 with stage("decode"):
                     samples = _fill(chunks, pending, cut)
@@ -295,6 +306,21 @@ class Listener:
         await self._batcher.close()
         await asyncio.to_thread(self._decoders.close)
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _as_far_as_it_goes(
+    chunks: Iterator[np.ndarray], short: list[TruncatedAudio] | None
+) -> Generator[np.ndarray, None, None]:
+    """The chunks of a file; that it was cut short ends them, is noted in the list, and is an error only without one, or without a chunk."""
+    any_yet = False
+    try:
+        for chunk in chunks:
+            any_yet = True
+            yield chunk
+    except TruncatedAudio as error:
+        if short is None or not any_yet:
+            raise
+        short.append(TruncatedAudio(error.message))  # without the traceback, and all that it holds
 
 
 async def _key(source: BinaryIO | GrowingBuffer, cut: Cut) -> Hashable:

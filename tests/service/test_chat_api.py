@@ -247,6 +247,7 @@ class TestAudio:
         data = encoded(container, codec, 2, rate)
         for form in ("wav", "mp3", container):
             assert audio_tokens(ask([said("Well?", heard(data, form))])) in (13, 14)
+            assert audio_tokens(ask([said(heard(data, form))])) in (13, 14)
 
     def test_a_data_url_is_input_audio(self, ask: Ask) -> None:
         data = base64.b64encode(wav(voice(2))).decode()

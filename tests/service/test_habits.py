@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from tests.serving import Server
-from tests.sounds import voice, wav
+from tests.sounds import encoded, voice, wav
 
 AUDIO = base64.b64encode(wav(voice(2.0))).decode()
 HEARD = {"type": "input_audio", "input_audio": {"data": AUDIO, "format": "wav"}}
@@ -103,3 +103,41 @@ def test_json_that_is_not_said_to_be_json_is_refused_in_words(
         response = http.post("/v1/chat/completions", content=b'{"messages": []}', headers=headers)
     assert response.status_code == 415
     assert f"content type {said}; send JSON, with the header" in response.json()["error"]["message"]
+
+
+CUT = encoded("flac", "flac", 5)[:-8000]
+
+
+@pytest.mark.parametrize("where", ["query", "form", "raw", "transcription", "chat"])
+def test_what_there_is_of_a_file_is_answered_about_where_that_is_allowed(server: Server, where: str) -> None:
+    heard = {"type": "input_audio", "input_audio": {"data": base64.b64encode(CUT).decode(), "format": "flac"}}
+    allowed: Any = {"allow_truncated": "true", "max_tokens": "2"}
+    requests: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+        "query": ("/v1/speech", {"files": {"file": CUT}}, {"params": allowed}),
+        "form": ("/v1/speech", {"files": {"file": CUT}}, {"data": allowed}),
+        "raw": ("/v1/speech", {"content": CUT}, {"params": allowed}),
+        "transcription": ("/v1/audio/transcriptions", {"files": {"file": CUT}}, {"data": {"allow_truncated": "true"}}),
+        "chat": ("/v1/chat/completions", {}, {"json": chat([heard], allow_truncated=True)}),
+    }
+    path, audio, fields = requests[where]
+    with server.client() as http:
+        plain: Any = {"json": chat([heard])} if where == "chat" else {}
+        refused = http.post(path, **audio, **plain)
+        answered = http.post(path, **audio, **fields)
+    assert refused.status_code == 400
+    assert "allow_truncated=true" in refused.json()["error"]["message"]
+    assert "x-audio-truncated" not in refused.headers
+    assert answered.status_code == 200
+    assert answered.headers["x-audio-truncated"] == "true"
+    assert "x-ignored-fields" not in answered.headers
+    if path == "/v1/speech":
+        assert answered.json()["audio"]["truncated"]
+        assert 2 < answered.json()["audio"]["seconds"] < 5
+    if where == "transcription":
+        assert "truncated" in answered.json()["warnings"][0]
+
+
+def test_a_file_of_which_nothing_is_there_stays_an_error(server: Server) -> None:
+    with server.client() as http:
+        response = http.post("/v1/speech", content=CUT[:200], params={"allow_truncated": "true"})
+    assert response.status_code == 400
