@@ -24,6 +24,7 @@ from service.load.bench import Bench
 from service.progress import console, resumed_progress
 from service.settings import DEFAULT_MODEL, ModelSettings, ServeSettings, model_name
 from service.telemetry import logs
+from service.words import model_first
 
 LINES_FAILED = 3  # exit status of `blsp batch`
 OPEN_FILES = 65_536
@@ -256,10 +257,24 @@ class Blsp(BaseSettings):
         CliApp.run_subcommand(self)
 
 
+def _words(words: list[str]) -> list[str]:
+    """The command line; that of `serve` with MODEL in front."""
+    if words[:1] != ["serve"]:
+        return words
+
+    def values_of(name: str) -> int | None:
+        from service.engine import values_of
+
+        _quiet_libraries()
+        return values_of(name)
+
+    return ["serve", *model_first(words[1:], values_of)]
+
+
 def main() -> None:
     """Entry point; errors that a user can mend are one line and exit status 1."""
     try:
-        CliApp.run(Blsp)
+        CliApp.run(Blsp, cli_args=_words(sys.argv[1:]))
     except (CheckpointError, InputError, OptionError, ApiError, OSError) as error:
         console.print(f"[red]blsp: error:[/red] {escape(str(error))}")
         sys.exit(1)

@@ -288,6 +288,14 @@ def _environment(**variables: str) -> Iterator[None]:
             del os.environ[name]
 
 
+def values_of(name: str) -> int | None:
+    """How many values an option of vLLM's takes, as its own parser says, -1 for a list; None where it has none of that name."""
+    for action in AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())._actions:
+        if name.replace("_", "-") in action.option_strings:
+            return 1 if action.nargs is None else action.nargs if isinstance(action.nargs, int) else -1
+    return None
+
+
 def as_api_error(error: Exception) -> ApiError:
     """What a client is told of an error of vLLM's."""
     if isinstance(error, EngineDeadError):

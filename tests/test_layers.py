@@ -74,6 +74,7 @@ PARTS = {
     "service/request": {"service/telemetry"},
     "service/gate": {"service/errors", "service/telemetry"},
     "service/settings": {"service/gate"},
+    "service/words": {"service/settings"},
     "service/audio": {"service/errors", "service/telemetry", "models/features", "models/manifest"},
     "service/self_check": {
         *("service/audio", "models/config", "models/manifest", "models/checkpoint", "models/evaluation"),
@@ -134,6 +135,7 @@ PARTS = {
     },
     "service/load": {"service/progress"},
     "service/cli": {
+        *("service/words", "service/engine"),
         *("service/errors", "service/progress", "service/telemetry", "service/gate", "service/settings"),
         *("service/answers", "service/loading", "service/http", "service/offline", "service/alignment", "service/load"),
         *("models/config", "models/manifest", "models/official", "models/random_init"),
