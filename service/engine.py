@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import vllm
+from pydantic import ValidationError
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError as VLLMClientError
 from vllm.inputs import tokens_input
@@ -192,7 +193,10 @@ class Engine:
         args.enable_log_requests = False
         # Kernels for numbers of tokens that the engine has met: a thousand, oneDNN's default, would grow to half a gigabyte.
         with _environment(ONEDNN_PRIMITIVE_CACHE_CAPACITY="128"):
-            llm = BlspLLM.from_engine_args(args)
+            try:
+                llm = BlspLLM.from_engine_args(args)
+            except ValidationError as error:  # of vLLM's configuration
+                raise OptionError("; ".join(item["msg"] for item in error.errors())) from error
         assert isinstance(llm, BlspLLM)
         llm.drop_first_space = drop_first_space
         return cls(llm)

@@ -170,3 +170,10 @@ def test_bench_says_where_there_is_no_server() -> None:
     assert done.returncode == 1
     assert "blsp: error: http://127.0.0.1:9 is no server" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_vllm_refuses_is_one_line(official: Path, tmp_path: Path) -> None:
+    done = blsp("serve", official, "--cache", tmp_path, "--port", "0", "--tensor-parallel-size", "9999")
+    assert done.returncode == 1
+    assert "blsp: error: Value error, Total number of attention heads" in done.stderr
+    assert "Traceback" not in done.stderr
