@@ -27,14 +27,14 @@ def quietest_cut(samples: npt.NDArray[np.float32]) -> int:
     return half + int(pauses.argmin()) + 1 + PAUSE // 2
 
 
-def srt(segments: Iterable[Segment]) -> str:
-    """SubRip subtitles, of the segments that have text."""
-    return "\n".join(f"{i}\n{_cue(s, ',')}" for i, s in enumerate(_spoken(segments), 1))
+def srt(segments: Iterable[Segment], begin: float = 0.0) -> str:
+    """SubRip subtitles, of the segments that have text, of a recording that begins so many seconds late."""
+    return "\n".join(f"{i}\n{_cue(s, begin, ',')}" for i, s in enumerate(_spoken(segments), 1))
 
 
-def vtt(segments: Iterable[Segment]) -> str:
-    """WebVTT subtitles, of the segments that have text."""
-    return "WEBVTT\n" + "".join(f"\n{_cue(s, '.')}" for s in _spoken(segments))
+def vtt(segments: Iterable[Segment], begin: float = 0.0) -> str:
+    """WebVTT subtitles, as `srt` makes SubRip's."""
+    return "WEBVTT\n" + "".join(f"\n{_cue(s, begin, '.')}" for s in _spoken(segments))
 
 
 def _spoken(segments: Iterable[Segment]) -> Iterator[Segment]:
@@ -42,8 +42,9 @@ def _spoken(segments: Iterable[Segment]) -> Iterator[Segment]:
     return (segment for segment in segments if segment.text.strip())
 
 
-def _cue(segment: Segment, point: str) -> str:
-    return f"{_clock(segment.start, point)} --> {_clock(segment.end, point)}\n{_line(segment.text)}\n"
+def _cue(segment: Segment, begin: float, point: str) -> str:
+    start, end = (_clock(begin + seconds, point) for seconds in (segment.start, segment.end))
+    return f"{start} --> {end}\n{_line(segment.text)}\n"
 
 
 def _clock(seconds: float, point: str) -> str:

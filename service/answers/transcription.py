@@ -144,8 +144,10 @@ class Transcript:
 
     def body(self, request: TranscriptionRequest) -> str | dict[str, Any]:
         """The reply to a transcription: text for the formats that are text, else a JSON object."""
-        if request.response_format in ("text", "srt", "vtt"):
-            return {"text": lambda _: self.text + "\n", "srt": srt, "vtt": vtt}[request.response_format](self.pieces)
+        if request.response_format == "text":
+            return self.text + "\n"
+        if request.response_format in ("srt", "vtt"):  # players count from the beginning of the file's timeline
+            return (srt if request.response_format == "srt" else vtt)(self.pieces, self.recording.begins)
         warnings = [NO_WORDS] if "word" in request.timestamp_granularities and request.response_format != "json" else []
         if self.recording.truncated:
             warnings.append(self.recording.truncated.message)

@@ -8,7 +8,7 @@ ffmpeg command decodes it, encoder delay and edit lists included, but channels a
 import importlib
 import io
 import pkgutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import BinaryIO
@@ -84,11 +84,19 @@ NO_SAMPLES = "The audio file holds no samples. Send a recording that is not empt
 av.logging.set_level(None)  # ffmpeg's own messages go nowhere
 
 
-def decode(source: BinaryIO | io.RawIOBase, *, max_seconds: float, start: int = 0) -> Iterator[np.ndarray]:
+def decode(
+    source: BinaryIO | io.RawIOBase,
+    *,
+    max_seconds: float,
+    start: int = 0,
+    begins: Callable[[float], None] = lambda seconds: None,
+) -> Iterator[np.ndarray]:
     """Decode the main audio track of `source` (bytes of a file, read from its start; may block while they arrive).
 
     Yields float32 arrays of shape (samples,), 16 kHz, full scale = 1.0, none empty. Integers are divided by their full
     scale, channels averaged. 16 kHz mono is passed on untouched.
+
+    `begins` hears, before the first sample, at which second of the file's timeline the track begins, where that is not at once.
 
     With `start`, a number of samples at 16 kHz, the source must be a whole file; what comes before is left out, and not
     even decoded in FLAC and WAV files at 16 kHz. In others it is: a lossy decoder, or a resampler, that begins elsewhere
@@ -100,7 +108,7 @@ def decode(source: BinaryIO | io.RawIOBase, *, max_seconds: float, start: int = 
     reader = _Reader(source, whole=start > 0)
     empty = not start
     try:
-        for chunk in _chunks(reader, max_seconds, start):
+        for chunk in _chunks(reader, max_seconds, start, begins):
             empty = False
             yield chunk
         if empty:  # fewer samples than make one at 16 kHz
@@ -119,7 +127,7 @@ def load_everything() -> None:
             importlib.import_module(module.name)
 
 
-def _chunks(reader: "_Reader", max_seconds: float, start: int) -> Iterator[np.ndarray]:
+def _chunks(reader: "_Reader", max_seconds: float, start: int, begins: Callable[[float], None]) -> Iterator[np.ndarray]:
     with _open(reader) as container:
         reader.check()
         _check_wave(reader.head)
@@ -127,6 +135,8 @@ def _chunks(reader: "_Reader", max_seconds: float, start: int) -> Iterator[np.nd
         declared = _declared_seconds(container, stream, reader.head)
         if declared is not None and declared > max_seconds + _tolerance(declared, stream):
             raise _too_long(max_seconds, declared)
+        if (late := _begin(container, stream)) > TOLERANCE_SECONDS:
+            begins(late)
         first = _seek(container, stream, start) if reader.exact_seeks else 0
         tally = _Tally(Fraction(first, SAMPLE_RATE))
         resampler = _Resampler(skip=start - first)
@@ -412,6 +422,14 @@ def _mono(frame: AudioFrame) -> np.ndarray:
         return samples[:, 0]
     mixed: np.ndarray = samples.mean(axis=1, dtype=np.float32)
     return mixed
+
+
+def _begin(container: InputContainer, stream: AudioStream) -> float:
+    """At which second the track begins; the clock of a broadcast, which begins anywhere, is that of its earliest track."""
+    if stream.start_time is None or stream.time_base is None:
+        return 0.0
+    clock = (container.start_time or 0) / av.time_base if container.format.name in ("mpegts", "mpeg") else 0.0
+    return float(stream.start_time * stream.time_base) - clock
 
 
 def _declared_seconds(container: InputContainer, stream: AudioStream, head: bytes) -> float | None:

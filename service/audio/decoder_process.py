@@ -24,10 +24,10 @@ from service.audio.decode import decode, load_everything
 from service.errors import ApiError
 
 # What a decoder says: a kind and a number. HELLO process id; READ position in the file, to be answered with a length and as many bytes;
-# SAMPLES bytes of float32 that follow; FAILED bytes of JSON that follow, [class of service.errors, message]; END 0. After END it begins
-# with the next file, after FAILED it is at its end.
+# BEGINS milliseconds, where the track begins late in the file's timeline; SAMPLES bytes of float32 that follow; FAILED bytes of JSON that
+# follow, [class of service.errors, message]; END 0. After END it begins with the next file, after FAILED it is at its end.
 FRAME = struct.Struct("<BQ")
-HELLO, READ, SAMPLES, FAILED, END = range(5)
+HELLO, READ, SAMPLES, FAILED, END, BEGINS = range(6)
 LENGTH = struct.Struct("<I")
 
 BLOCK_BYTES = 1 << 18  # read at once
@@ -104,7 +104,11 @@ def _limit_time(seconds: float) -> None:
 
 def _decode(connection: socket.socket, max_seconds: float) -> None:
     file = _RemoteFile(connection)
-    for chunk in decode(file, max_seconds=max_seconds):
+
+    def begins(seconds: float) -> None:
+        _send(connection, BEGINS, round(seconds * 1000))
+
+    for chunk in decode(file, max_seconds=max_seconds, begins=begins):
         file.add(chunk)
     file.flush()
     _send(connection, END, 0)

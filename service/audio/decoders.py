@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -22,6 +22,7 @@ from service import errors
 from service.audio.decode import SAMPLE_RATE
 from service.audio.decoder_process import (
     BATCH_SAMPLES,
+    BEGINS,
     BLOCK_BYTES,
     END,
     FAILED,
@@ -45,6 +46,7 @@ START_SECONDS = 60.0  # that a new decoder may take to begin
 PARENT_SECONDS = 5.0  # that the decoders' parent may take to hear of one, and to end when it is killed
 MAX_MESSAGE_BYTES = 10_000
 MAX_SAMPLES = 8 * BATCH_SAMPLES  # in one message; one frame may be longer than a batch
+MAX_BEGIN = 10**9  # milliseconds
 MAX_POSITION = 1 << 40  # behind the end of any upload: a damaged file may send its decoder anywhere
 REFUSALS: dict[str, type[ApiError]] = {
     kind.__name__: kind for kind in (errors.InvalidAudio, errors.TruncatedAudio, errors.NotAudio, errors.AudioTooLong)
@@ -79,8 +81,10 @@ class Decoders:
         """The longest that a recording may be."""
         return self._limits.max_seconds
 
-    def decode(self, source: BinaryIO | GrowingBuffer) -> Generator[np.ndarray, None, None]:
-        """As `service.audio.decode`: mono float32 samples (n,) at 16 kHz, as the bytes of `source` arrive.
+    def decode(
+        self, source: BinaryIO | GrowingBuffer, begins: Callable[[float], None] = lambda seconds: None
+    ) -> Generator[np.ndarray, None, None]:
+        """As `service.audio.decode`: mono float32 samples (n,) at 16 kHz, as the bytes of `source` arrive; `begins` as there.
 
         Raises NotAudio, InvalidAudio (also where the file kills its decoder, or costs it too much time or memory), AudioTooLong, what
         `source` raises, and Unavailable where no decoder can be started.
@@ -90,7 +94,7 @@ class Decoders:
         while True:
             decoder = self._take(fresh)
             try:
-                for samples in _after(done, decoder.decode(source, self._limits.max_seconds)):
+                for samples in _after(done, decoder.decode(source, self._limits.max_seconds, begins)):
                     yield samples
                     done += len(samples)
                 return
@@ -230,7 +234,9 @@ class _Decoder:
         except ProcessLookupError as error:
             raise DecoderDied("has ended already") from error
 
-    def decode(self, source: BinaryIO | GrowingBuffer, max_seconds: float) -> Iterator[np.ndarray]:
+    def decode(
+        self, source: BinaryIO | GrowingBuffer, max_seconds: float, begins: Callable[[float], None]
+    ) -> Iterator[np.ndarray]:
         """Reads the source for the process and yields its samples (n,)."""
         self.recordings += 1
         self.clean = False
@@ -249,6 +255,8 @@ class _Decoder:
                 if n_samples > (max_seconds + 1) * SAMPLE_RATE:
                     raise DecoderDied(f"made more than {max_seconds:g} s")
                 yield np.frombuffer(self._receive(number), np.float32)
+            elif kind == BEGINS:
+                begins(min(number, MAX_BEGIN) / 1000)
             elif kind == FAILED and number <= MAX_MESSAGE_BYTES:
                 raise _refusal(self._receive(number))
             elif kind == END:

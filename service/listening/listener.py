@@ -47,6 +47,8 @@ class Recording:
     lengths: list[int]
     truncated: TruncatedAudio | None = None
     """Why it is not the whole of a recording, where that was allowed."""
+    begins: float = 0.0
+    """At which second of the file's timeline it begins."""
 
     @property
     def rows(self) -> Tensor:
@@ -167,12 +169,12 @@ class Listener:
                 key = await _key(source, cut)
             recording = self._recall(key, budget)
             if recording is None:
-                short: list[TruncatedAudio] | None = [] if allow_truncated else None
-                recording, keys = await self._listen(self._windows(source, cut, budget, short), ahead)
-                if short:
-                    recording = replace(recording, truncated=short[0])
+                file = _File(allow_truncated)
+                recording, keys = await self._listen(self._windows(source, cut, budget, file), ahead)
+                recording = replace(recording, truncated=file.truncated, begins=file.begins)
+                if file.truncated:
                     running().truncated = True
-                elif key:
+                elif key and not file.begins:
                     self._recordings.put(key, list(zip(keys, recording.lengths, strict=True)))
         except BaseException as error:
             if isinstance(source, GrowingBuffer):
@@ -275,11 +277,11 @@ class Listener:
         source: BinaryIO | GrowingBuffer,
         cut: Cut,
         budget: Budget | None,
-        short: list[TruncatedAudio] | None,
+        file: "_File",
     ) -> Generator[_Window, None, None]:
-        """Yields one window after the other; runs in a thread. Where there is a list for it, what a file lacks is no error."""
+        """Yields one window after the other; runs in a thread."""
         pending: list[np.ndarray] = []
-        with closing(self._decoders.decode(source)) as decoded, closing(_as_far_as_it_goes(decoded, short)) as chunks:
+        with closing(self._decoders.decode(source, file.begin)) as decoded, closing(file.chunks(decoded)) as chunks:
             while True:
                 with stage("decode"):
                     samples = _fill(chunks, pending, cut)
@@ -308,19 +310,29 @@ class Listener:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _as_far_as_it_goes(
-    chunks: Iterator[np.ndarray], short: list[TruncatedAudio] | None
-) -> Generator[np.ndarray, None, None]:
-    """The chunks of a file; that it was cut short ends them, is noted in the list, and is an error only without one, or without a chunk."""
-    any_yet = False
-    try:
-        for chunk in chunks:
-            any_yet = True
-            yield chunk
-    except TruncatedAudio as error:
-        if short is None or not any_yet:
-            raise
-        short.append(TruncatedAudio(error.message))  # without the traceback, and all that it holds
+@dataclass
+class _File:
+    """What turns out about a file while it is decoded."""
+
+    allow_truncated: bool
+    truncated: TruncatedAudio | None = None
+    begins: float = 0.0
+
+    def begin(self, seconds: float) -> None:
+        """Hears where its track begins."""
+        self.begins = seconds
+
+    def chunks(self, decoded: Iterator[np.ndarray]) -> Generator[np.ndarray, None, None]:
+        """What was decoded. That the file is cut short ends it, and is an error where it is not allowed, or nothing is there."""
+        any_yet = False
+        try:
+            for chunk in decoded:
+                any_yet = True
+                yield chunk
+        except TruncatedAudio as error:
+            if not (self.allow_truncated and any_yet):
+                raise
+            self.truncated = TruncatedAudio(error.message)  # without the traceback, and all that it holds
 
 
 async def _key(source: BinaryIO | GrowingBuffer, cut: Cut) -> Hashable:

@@ -308,7 +308,7 @@ def samples(n: int) -> bytes:
 def test_samples_without_end_come_to_an_end() -> None:
     second = samples(RATE)
     with false_decoder(*[second] * 10) as decoder:
-        chunks = decoder.decode(io.BytesIO(CLIP), max_seconds=3)
+        chunks = decoder.decode(io.BytesIO(CLIP), 3, lambda _: None)
         assert [len(next(chunks)) for _ in range(4)] == [RATE] * 4
         with pytest.raises(DecoderDied, match="more than 3 s"):
             next(chunks)
@@ -326,7 +326,7 @@ def test_samples_without_end_come_to_an_end() -> None:
 )
 def test_what_a_decoder_says_is_not_trusted(said: bytes) -> None:
     with false_decoder(said) as decoder, pytest.raises(DecoderDied, match="said"):
-        list(decoder.decode(io.BytesIO(CLIP), max_seconds=3))
+        list(decoder.decode(io.BytesIO(CLIP), 3, lambda _: None))
 
 
 def test_a_decoder_can_open_no_file_and_no_connection(tmp_path: Path) -> None:

@@ -165,9 +165,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     sources: list[object] = []
     decode = Decoders.decode
 
-    def counted(self: Decoders, source: Any) -> Any:
+    def counted(self: Decoders, source: Any, begins: Any) -> Any:
         sources.append(source)
-        return decode(self, source)
+        return decode(self, source, begins)
 
     monkeypatch.setattr(Decoders, "decode", counted)
     return sources

@@ -36,3 +36,9 @@ def test_subrip() -> None:
 
 def test_webvtt() -> None:
     assert vtt(PIECES) == ("WEBVTT\n\n00:00:00.000 --> 00:01:01.234\nHello\n\n00:01:02.000 --> 01:02:05.500\na → b\n")
+
+
+def test_subtitles_of_a_track_that_begins_late() -> None:
+    pieces = [Piece(0, 0.0, 1.5, "Hello.")]
+    assert srt(pieces, 4.25).splitlines()[1] == "00:00:04,250 --> 00:00:05,750"
+    assert vtt(pieces, 3600.0).splitlines()[2] == "01:00:00.000 --> 01:00:01.500"

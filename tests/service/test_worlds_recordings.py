@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.audio.decode import EXPECTED, SAMPLE_RATE, decode
+from service.audio.decoders import Decoders
 from service.audio.headers import is_placeholder
 from service.audio.structure import EBML, unfinished
 from service.errors import ApiError, AudioTooLong, InvalidAudio, NotAudio
@@ -134,6 +135,19 @@ def test_a_timeline_is_no_promise_of_samples(container: str, arguments: list[str
     codec = "aac" if container in ("ipod", "mov") else "libopus"
     data = written(container, *arguments, "-c:a", codec)
     assert abs(seconds(data) - (2.4 if "-af" in arguments else 3.0)) < 0.1
+
+
+@pytest.mark.parametrize(("container", "late"), [("webm", 4), ("matroska", 4), ("ipod", 4), ("mpegts", 0), ("wav", 0)])
+def test_where_a_track_begins(container: str, late: float) -> None:
+    codec = {"wav": "pcm_s16le", "webm": "libopus", "matroska": "libopus"}.get(container, "aac")
+    data = written(container, "-output_ts_offset", "4", "-c:a", codec)
+    begins: list[float] = []
+    decoders = Decoders(max_seconds=60, seconds=30, memory_bytes=256 << 20)
+    try:
+        assert sum(map(len, decoders.decode(io.BytesIO(data), begins.append))) >= 3 * SAMPLE_RATE
+    finally:
+        decoders.close()
+    assert begins == ([pytest.approx(late, abs=0.1)] if late else [])
 
 
 @pytest.mark.parametrize("container", ["webm", "ipod", "ogg", "mov"])
