@@ -64,7 +64,7 @@ PARTS = {
         "models/training",
     },
     "models/smol": {
-        *("models/config", "models/manifest", "models/prompt", "models/weights", "models/lora", "models/checkpoint"),
+        *("models/config", "models/manifest", "models/prompt", "models/weights", "models/checkpoint"),
         "models/training",
     },
     "service/errors": set(),

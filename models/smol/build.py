@@ -1,4 +1,4 @@
-"""`make model`: sentences, speech, warm start, replies, instruction tuning, alignment, evaluation, each by the product's own command.
+"""`make model`: sentences, speech, warm start, replies, alignment, evaluation, each by the product's own command.
 
 Everything lies in one folder, and each stage goes on where it was killed. The sizes are options: with the defaults a machine of two cores
 with AMX is meant; a GPU takes `--utterances 200000 --bf16 true`.
@@ -7,20 +7,16 @@ with AMX is meant; a GPU takes `--utterances 200000 --bf16 true`.
 import argparse
 import json
 import random
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from models.checkpoint import fetch
 from models.config import AdapterSizes, BlspConfig
-from models.lora import CONFIG as LORA_CONFIG
-from models.lora import WEIGHTS as LORA_WEIGHTS
 from models.manifest import read_json_lines
 from models.smol.instructions import BEGUN, QUOTED, REPEAT, REPEAT_TOO, REPLIES
 from models.training.align import ADAPTER
@@ -28,11 +24,9 @@ from models.weights import in_int8
 
 ENCODER, LLM = "openai/whisper-base", "HuggingFaceTB/SmolLM2-135M-Instruct"
 SIZES = AdapterSizes(conv_kernel_sizes=(3, 3), context_layers=2, inner_dim=128, spelling_dim=256)
-LORA, LORA_RANK = "lora", 4
 CONFIG = BlspConfig(
     encoder=ENCODER,
     llm=LLM,
-    llm_lora=LORA,
     adapter=SIZES,
     prompt_format="chat-template",
     padding="exact",
@@ -73,14 +67,14 @@ def build(
     python, blsp = sys.executable, Path(sys.executable).with_name("blsp")
     start, cache = folder / "start", folder / "cache"
     start.mkdir(parents=True, exist_ok=True)
-    CONFIG.model_copy(update={"llm_lora": None}).write(start)
+    CONFIG.write(start)
     sentences = folder / "sentences.txt"
     if not sentences.exists():
         tokenizer = fetch(LLM, None, folder, cache) / "tokenizer.json"
         run(python, "-m", "models.smol.sentences", sentences, "--tokenizer", tokenizer)
     for name, text, first, count in (
         ("train", sentences, 0, utterances),
-        ("spare", sentences, utterances, 2 * replies),  # what the warm start does not hear
+        ("spare", sentences, utterances, 2 * replies),  # the warm start does not hear it, so the adapter mishears it
         ("dev", sentences.with_suffix(".dev.txt"), 0, 400),
     ):
         drawn = ("--split", "dev" if name == "dev" else "train", "--first", first, "--count", count)
@@ -91,20 +85,13 @@ def build(
     for name, instruction, file in _assigned(folder, replies):
         told = ("--instruction", instruction, "--max-tokens", 40, "--cache", cache)
         run(blsp, "continue", file, folder / "replies" / name, "--model", start, *told)
-    lessons, tuned = folder / "lessons.jsonl", folder / "tuned"
-    read = (folder / "warm", folder / "spare", folder / "replies", lessons, *states)
-    run(python, "-m", "models.smol.lessons", *read)
-    taught = ("--lora-rank", LORA_RANK, "--cache", cache, "--learning_rate", 5e-4, "--num_train_epochs", 2)
-    run(blsp, "instruct", LLM, lessons, tuned / LORA, *taught, *options)
-    shutil.copy(folder / "warm" / ADAPTER, tuned)
-    CONFIG.write(tuned)
     aligned = ("--loss", "kl", "--max_steps", steps[1])
-    run(blsp, "align", tuned, folder / "replies", folder / "aligned", *states, *aligned, *options)
+    run(blsp, "align", folder / "warm", folder / "replies", folder / "aligned", *states, *aligned, *options)
     questions = folder / "questions.jsonl"
     asked = {"instruction": REPEAT, "task": "wer"}
     write_lines(questions, ({**line, **asked, "reference": line["text"]} for line in lines(folder / "dev")))
     run(blsp, "evaluate", folder / "aligned", questions, folder / "evaluation", "--cache", cache)
-    export(folder / "aligned", tuned / LORA, folder / "checkpoint")
+    export(folder / "aligned", folder / "checkpoint")
 
 
 def _assigned(folder: Path, replies: int) -> list[tuple[str, str, Path]]:
@@ -130,13 +117,10 @@ def _assigned(folder: Path, replies: int) -> list[tuple[str, str, Path]]:
     return told
 
 
-def export(trained: Path, lora: Path, target: Path) -> None:
-    """The adapter in int8 and the LoRA in bfloat16, with encoder and LLM by their names."""
-    (target / LORA).mkdir(parents=True, exist_ok=True)
+def export(trained: Path, target: Path) -> None:
+    """The adapter in int8, with encoder and LLM by their names."""
+    target.mkdir(parents=True, exist_ok=True)
     save_file(in_int8(load_file(trained / ADAPTER)), target / ADAPTER)
-    halves = {name: half.to(torch.bfloat16) for name, half in load_file(lora / LORA_WEIGHTS).items()}
-    save_file(halves, target / LORA / LORA_WEIGHTS)
-    shutil.copy(lora / LORA_CONFIG, target / LORA)
     CONFIG.write(target)
 
 

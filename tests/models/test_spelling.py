@@ -4,7 +4,7 @@ from torch import Tensor
 
 from models.adapter import ModalityAdapter
 from models.config import AdapterSizes
-from models.spelling import LONGEST, Speller, first_of_each, spoken_tokens
+from models.spelling import LONGEST, SHARPNESS, Speller, first_of_each, spoken_tokens, without_echoes
 
 VOCABULARY = {
     "Ġthe": 7,
@@ -91,8 +91,25 @@ def test_a_sure_row_is_the_embedding_of_its_token(speller: Speller) -> None:
 def test_a_row_is_a_mixture_of_embeddings(speller: Speller) -> None:
     rows = torch.randn(1, 12)
     speller.blank.bias.fill_(-100.0)
-    shares = speller.scores(rows)[:, 1:].softmax(-1)  # six tokens: all are mixed
+    shares = (SHARPNESS * speller.scores(rows)[:, 1:]).softmax(-1)  # six tokens: all are mixed
     torch.testing.assert_close(speller(rows), shares @ speller.embeddings)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "kept"),
+    [
+        (["Ġimpressions", "ions"], [0]),
+        (["Ġice", "iced"], [0, 1]),
+        (["Ġroast", "st", "ed"], [0, 2]),
+        (["Ġhad", "Ġhad"], [0, 1]),  # another word
+        (["Ġso", ".", "."], [0, 1, 2]),
+        (["Ġpro", "duced", "Ġand", "and"], [0, 1, 2]),
+    ],
+)
+def test_the_end_of_a_word_is_not_said_twice(tokens: list[str], kept: list[int]) -> None:
+    _, spellings = spoken_tokens({token: i for i, token in enumerate(dict.fromkeys(tokens))})
+    places = [list(dict.fromkeys(tokens)).index(token) for token in tokens]
+    assert without_echoes(spellings[places].tolist()) == kept
 
 
 def test_the_same_tokens_score_the_same_in_any_choice(speller: Speller) -> None:

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.config import BlspConfig
-from models.lora import CONFIG, WEIGHTS
 from models.manifest import Line, read_examples, read_manifest
 from models.smol import build
 from models.smol.instructions import REPEAT, REPEAT_TOO, REPLIES
@@ -51,9 +50,6 @@ def test_what_repeats_is_learnt_by_cross_entropy(folder: Path) -> None:
 def test_the_stages_follow_each_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[tuple[str, ...]] = []
     monkeypatch.setattr(build, "run", lambda *command: commands.append(tuple(map(str, command))))
-    for stage in ("warm", "tuned"):
-        (folder / stage).mkdir()
-        (folder / stage / ADAPTER).touch()
     shipped: list[Path] = []
     monkeypatch.setattr(build, "export", lambda *folders: shipped.extend(folders))
     build.build(folder, 500, 20, (7, 8), 2, ["--bf16", "true"])
@@ -62,36 +58,26 @@ def test_the_stages_follow_each_other(folder: Path, monkeypatch: pytest.MonkeyPa
         *["models.smol.speech"] * 3,
         "warm-start",
         *["continue"] * len(REPLIES),
-        "models.smol.lessons",
-        "instruct",
         "align",
         "evaluate",
     ]
     warm, align = (next(c for c in commands if c[1] == name) for name in ("warm-start", "align"))
-    for command, steps, source, out in ((warm, "7", "start", "warm"), (align, "8", "tuned", "aligned")):
+    for command, steps, source, out in ((warm, "7", "start", "warm"), (align, "8", "warm", "aligned")):
         assert command[2] == str(folder / source)
         assert command[4] == str(folder / out)
         assert command[command.index("--max_steps") + 1] == steps
         assert command[-2:] == ("--bf16", "true")
         assert command[command.index("--states") + 1] == str(folder / "states")
-    instruct = next(c for c in commands if c[1] == "instruct")
-    assert instruct[2:5] == (build.LLM, str(folder / "lessons.jsonl"), str(folder / "tuned" / build.LORA))
-    assert BlspConfig.read(folder / "start").llm_lora is None  # warm start and replies are of the LLM as it is
-    assert BlspConfig.read(folder / "tuned").llm_lora == build.LORA
     questions = list(map(json.loads, (folder / "questions.jsonl").read_text().splitlines()))
     assert {q["reference"] for q in questions} == set(TEXTS)
-    assert shipped == [folder / "aligned", folder / "tuned" / build.LORA, folder / "checkpoint"]
+    assert shipped == [folder / "aligned", folder / "checkpoint"]
 
 
 def test_what_ships_names_its_parts(tmp_path: Path) -> None:
     weights: dict[str, Any] = {"speech_ln.weight": torch.randn(8), "fc.weight": torch.randn(3, 8)}
-    for folder, file in (("aligned", ADAPTER), ("lora", WEIGHTS)):
-        (tmp_path / folder).mkdir()
-        save_file(weights, tmp_path / folder / file)
-    (tmp_path / "lora" / CONFIG).write_text("{}")
-    build.export(tmp_path / "aligned", tmp_path / "lora", tmp_path / "checkpoint")
+    (tmp_path / "aligned").mkdir()
+    save_file(weights, tmp_path / "aligned" / ADAPTER)
+    build.export(tmp_path / "aligned", tmp_path / "checkpoint")
     assert dict(read_tensors(tmp_path / "checkpoint")).keys() == weights.keys()
     assert load_file(tmp_path / "checkpoint" / ADAPTER)["fc.weight"].dtype == torch.int8
-    assert load_file(tmp_path / "checkpoint" / "lora" / WEIGHTS)["fc.weight"].equal(weights["fc.weight"].bfloat16())
-    assert (tmp_path / "checkpoint" / "lora" / CONFIG).read_text() == "{}"
     assert BlspConfig.read(tmp_path / "checkpoint") == build.CONFIG
