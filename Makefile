@@ -9,7 +9,7 @@ PIP_FLAGS ?=
 LOCK ?= requirements.lock
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 
-.PHONY: help setup setup-plain-torch serve model test check fuzz schemathesis diagram bench soak overload lock check-images clean
+.PHONY: help setup setup-plain-torch serve model test check fuzz schemathesis diagram bench soak attack overload lock check-images clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -79,6 +79,9 @@ bench: .venv/bin/blsp ## Measure speed beside vLLM's own speech serving, the eng
 
 soak: .venv/bin/blsp ## Send 5,000 requests to one server and see that memory and cost per request stay as they are.
 	.venv/bin/python -m benchmarks.soak
+
+attack: .venv/bin/blsp ## Send what is made to stop a server, and see how long others have to wait beside it.
+	.venv/bin/python -m benchmarks.attack
 
 overload: .venv/bin/blsp ## Send twice as many requests as one server can answer, for half an hour, and see that it refuses properly and stays quick.
 	.venv/bin/python -m benchmarks.overload
