@@ -19,7 +19,8 @@ def model_first(words: Sequence[str], values_of_vllms: Callable[[str], int | Non
         if word.startswith("-") and not _is_number(word):
             name, _, value = word.partition("=")
             ours = 0 if value else _values_of_ours(name)
-            left = ours if ours is not None else values_of_vllms(name) or 0
+            known = ours if ours is not None else values_of_vllms(name)
+            left = MANY if known is None else known  # what follows an option that nobody knows belongs to it
             others.append(word)
         elif left:
             left -= left != MANY

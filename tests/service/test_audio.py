@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from service.audio.decode import SAMPLE_RATE, decode
 from service.audio.upload import GrowingBuffer
-from service.errors import ApiError, AudioTooLong, InvalidAudio, NotAudio, UploadTooLarge
+from service.errors import ApiError, AudioTooLong, InvalidAudio, NotAudio, TruncatedAudio, UploadTooLarge
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "audio"
 FFMPEG = shutil.which("ffmpeg")
@@ -511,7 +511,7 @@ def test_samples_that_are_not_finite(dtype: str, value: float, rate: int) -> Non
 @pytest.mark.parametrize("part", [0.3, 0.8, 0.95])
 def test_truncated_files_name_both_lengths(name: str, part: float) -> None:
     data = streamed_file(name)
-    refuse(data[: int(len(data) * part)], InvalidAudio, r"declares [46]\.\d\d s, \d\.\d\d s were decoded")
+    refuse(data[: int(len(data) * part)], TruncatedAudio, r"declares [46]\.\d\d s, \d\.\d\d s were decoded")
 
 
 def test_truncated_m4a_without_its_index() -> None:
@@ -528,10 +528,10 @@ def test_files_that_end_within_an_element_are_truncated(name: str, part: str) ->
     assert 6 * SAMPLE_RATE - 1 <= len(whole(data)) <= 6.1 * SAMPLE_RATE
     refuse(
         data[: int(len(data) * 0.8)],
-        InvalidAudio,
+        TruncatedAudio,
         rf"truncated: the file ends within its {part}; [34]\.\d\d s were decoded",
     )
-    refuse(data[:-1], InvalidAudio, "truncated")
+    refuse(data[:-1], TruncatedAudio, "truncated")
 
 
 @pytest.mark.parametrize("name", ["mp3-no-xing", "adts"])
@@ -543,7 +543,7 @@ def test_cut_files_that_declare_nothing_are_decoded(name: str) -> None:
 def test_damaged_middle() -> None:
     data = bytearray(streamed_file("flac"))
     data[len(data) // 4 : len(data) // 2] = np.random.default_rng(1).bytes(len(data) // 2 - len(data) // 4)
-    refuse(bytes(data), InvalidAudio, "damaged")
+    refuse(bytes(data), TruncatedAudio, "damaged")
 
 
 def test_packets_that_cannot_be_decoded() -> None:

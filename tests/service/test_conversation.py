@@ -32,7 +32,7 @@ class Ears:
         self.fetched.append(url)
         return await self._working(lambda: url.rpartition("/")[2].encode())
 
-    async def hear(self, source: BinaryIO, *, budget: Budget) -> Recording:
+    async def hear(self, source: BinaryIO, *, budget: Budget, allow_truncated: bool) -> Recording:
         self.sources.append(source)
         seconds = int(source.read())
         if seconds == 99:
@@ -127,9 +127,9 @@ async def test_an_error_frees_the_audio_at_once() -> None:
     """Its traceback must not keep the request alive until garbage is collected."""
 
     class Noted(Ears):
-        async def hear(self, source: BinaryIO, *, budget: Budget) -> Recording:
+        async def hear(self, source: BinaryIO, *, budget: Budget, allow_truncated: bool) -> Recording:
             files.append(weakref.ref(source))
-            return await super().hear(source, budget=budget)
+            return await super().hear(source, budget=budget, allow_truncated=allow_truncated)
 
     files: list[weakref.ref[BinaryIO]] = []
     ears = Noted()

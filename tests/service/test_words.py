@@ -27,6 +27,7 @@ DEFAULT = str(DEFAULT_MODEL)
         ("M --served-model-names a b --port 1", ["M", "--served-model-names", "a", "b", "--port", "1"]),
         ("--served-model-names a b", [DEFAULT, "--served-model-names", "a", "b"]),
         ("--swap -1 M", ["M", "--swap", "-1"]),
+        ("M --nonsense 1", ["M", "--nonsense", "1"]),
         ("--help", [DEFAULT, "--help"]),
         ("A B", ["A", "B"]),  # one too many, for the parser to refuse
     ],
