@@ -41,6 +41,7 @@ def float_wav(samples: np.ndarray, channels: int = 1) -> bytes:
     return header + struct.pack("<4sI", b"data", len(data)) + data
 
 
+JSON = {"content-type": "application/json"}
 GOOD = wav(voice(1.0))
 BAD_AUDIO = {
     "empty file": (b"", 400, "invalid_audio"),
@@ -188,7 +189,7 @@ def test_a_body_of_100_mb(server: Server, path: str, announced: bool) -> None:
     megabyte = bytes(1_000_000)
     body = bytes(100_000_000) if announced else (megabyte for _ in range(100))
     with server.client() as client:
-        assert refused(client.post(path, content=body), 413)["code"] == "upload_too_large"
+        assert refused(client.post(path, content=body, headers=JSON), 413)["code"] == "upload_too_large"
 
 
 def test_a_file_over_the_limit_in_a_body_under_it(server: Server) -> None:
@@ -224,7 +225,7 @@ def hi(**fields: Any) -> bytes:
 )
 def test_bad_json(server: Server, body: bytes) -> None:
     with server.client() as client:
-        refused(client.post("/v1/chat/completions", content=body), 400)
+        refused(client.post("/v1/chat/completions", content=body, headers=JSON), 400)
 
 
 def test_unknown_paths_and_methods(server: Server) -> None:
