@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Sequence
 
-from service.settings import DEFAULT_MODEL, ServeSettings
+from service.settings import ServeSettings
 
 MANY = -1
 
 
 def model_first(words: Sequence[str], values_of_vllms: Callable[[str], int | None]) -> list[str]:
-    """The same words with MODEL in front, or the default one: behind an option of vLLM's, a value would be taken for it.
+    """The same words with MODEL in front: behind an option of vLLM's, a value would be taken for it.
 
+    Without one it is what the environment or the config file names, else the default.
     `values_of_vllms` tells how many values an option of vLLM's takes, `MANY` for a list; None where it has none of that name.
     """
     models: list[str] = []
@@ -27,7 +28,7 @@ def model_first(words: Sequence[str], values_of_vllms: Callable[[str], int | Non
             others.append(word)
         else:
             models.append(word)
-    return [*(models or [str(DEFAULT_MODEL)]), *others]
+    return [*(models or [ServeSettings().model]), *others]
 
 
 def _is_number(word: str) -> bool:

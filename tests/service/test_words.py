@@ -36,6 +36,11 @@ def test_the_model_comes_first(line: str, expected: list[str]) -> None:
     assert model_first(line.split(), VLLMS.get) == expected
 
 
+def test_a_model_that_the_environment_names_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLSP_MODEL", "other")
+    assert model_first(["--max-model-len", "1024"], VLLMS.get) == ["other", "--max-model-len", "1024"]
+
+
 def test_vllms_own_parser_is_asked() -> None:
     from service.engine import values_of
 
