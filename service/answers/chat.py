@@ -168,6 +168,15 @@ class SpeechRenderer(OnlineRenderer):
         return conversation, [self.engine.input(prompt)]
 
 
+def _refuse_to_speak(request: ChatCompletionRequest) -> None:
+    asked = request.model_extra or {}
+    modalities = asked.get("modalities")
+    if asked.get("audio") is not None or (isinstance(modalities, list) and "audio" in modalities):
+        raise InvalidRequest(
+            "The model answers in text: leave out 'audio', and 'audio' in 'modalities'.", param="modalities"
+        )
+
+
 def _allows_truncated(request: BaseModel) -> bool:
     allowed = (request.model_extra or {}).get(ALLOW_TRUNCATED, False)
     if not isinstance(allowed, bool):
@@ -214,12 +223,7 @@ class ChatService:
 
     async def complete(self, request: ChatCompletionRequest) -> AsyncIterator[str] | dict[str, Any]:
         """A chat completion; with `stream` the lines of its server-sent events."""
-        asked = request.model_extra or {}
-        modalities = asked.get("modalities")
-        if asked.get("audio") is not None or (isinstance(modalities, list) and "audio" in modalities):
-            raise InvalidRequest(
-                "The model answers in text: leave out 'audio', and 'audio' in 'modalities'.", param="modalities"
-            )
+        _refuse_to_speak(request)
         self._check_tools(request)
         self._check_grammar(request)
         reply = await self._ask(self._chat.create_chat_completion(request))

@@ -26,7 +26,7 @@ def unfinished(file: File, head: bytes) -> str | None:
     walk = _walk_of(head)
     if walk is None:
         return None
-    return next((name for name, end in walk(file) if not _at(file, end - 1, 1)), None)
+    return next((name for name, end in walk(file) if end > FARTHEST or not _at(file, end - 1, 1)), None)
 
 
 def _walk_of(head: bytes) -> "Callable[[File], Iterator[tuple[str, int]]] | None":
@@ -96,6 +96,7 @@ def _ogg_pages(file: File) -> Iterator[tuple[str, int]]:
         yield "page", position
 
 
+FARTHEST = 1 << 40  # bytes: what a damaged file declares may be beyond any file
 EBML = b"\x1aE\xdf\xa3"
 ELEMENTS = {b"\x18S\x80g": "segment", b"\x1fC\xb6u": "cluster", b"\xa3": "block", b"\xa0": "block"}
 MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")

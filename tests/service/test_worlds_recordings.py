@@ -169,6 +169,11 @@ def test_a_live_stream_without_sizes_is_whole_between_its_blocks() -> None:
     assert unfinished(io.BytesIO(data[:-1]), data[:12]) == "block"
 
 
+def test_a_size_beyond_any_file_is_only_a_size() -> None:
+    data = b"\0\0\0\x01mdat" + b"\xff" * 8
+    assert unfinished(io.BytesIO(data), data[:12]) == "box 'mdat'"
+
+
 def test_sound_that_begins_behind_pictures() -> None:
     pictures = ["-f", "lavfi", "-i", "testsrc2=s=640x360:r=30", "-shortest", "-c:v", "mpeg2video", "-b:v", "12M"]
     data = written("mpegts", *pictures, "-map", "0:a", "-map", "1:v", "-c:a", "mp2", "-muxdelay", "1.5")
