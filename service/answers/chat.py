@@ -76,7 +76,7 @@ class _Checked(BaseModel):
     def _refuse_what_vllm_stumbles_over(cls, data: Any, read: Callable[[Any], Any]) -> Any:
         check_json(data)
         try:
-            return read(data)
+            return read(_with_parts(data, "messages", _called_wav))
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"a value has the wrong type: {error}") from error
 
@@ -99,6 +99,7 @@ def _with_parts(data: Any, field: str, change: Callable[[dict[str, Any]], Any]) 
 
 
 def _called_wav(audio: dict[str, Any]) -> dict[str, Any]:
+    """vLLM knows of wav and mp3 only; what it is turns out when it is decoded."""
     return {"type": "input_audio", "input_audio": audio | {"format": "wav"}}
 
 
@@ -107,14 +108,9 @@ def _as_file(audio: dict[str, Any]) -> dict[str, Any]:
 
 
 class ChatCompletionRequest(_Checked, chat_protocol.ChatCompletionRequest):
-    """OpenAI's request, as vLLM reads it: audio is wav or mp3 to it, and is read by what it is anyway."""
+    """OpenAI's request, as vLLM reads it."""
 
     n: int | None = Field(1, ge=1, le=MAX_CHOICES)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _audio_of_any_format(cls, data: Any) -> Any:
-        return _with_parts(data, "messages", _called_wav)
 
 
 class CompletionRequest(_Checked, completion_protocol.CompletionRequest):

@@ -37,27 +37,9 @@ BUFFER_BYTES = 4096
 TOLERANCE_SECONDS = 0.1
 TOLERANCE_RATIO = 0.01
 
-CONTAINERS = ",".join(
-    [
-        *(
-            "aac",
-            "ac3",
-            "aiff",
-            "amr",
-            "amrnb",
-            "amrwb",
-            "asf",
-            "au",
-            "avi",
-            "caf",
-            "eac3",
-            "flac",
-            "flv",
-            "loas",
-            "matroska",
-        ),
-        *("mov", "mp3", "mpeg", "mpegts", "nistsphere", "ogg", "tta", "voc", "w64", "wav", "webm", "wv"),
-    ]
+CONTAINERS = (
+    "aac,ac3,aiff,amr,amrnb,amrwb,asf,au,avi,caf,eac3,flac,flv,loas,matroska,"
+    "mov,mp3,mpeg,mpegts,nistsphere,ogg,tta,voc,w64,wav,webm,wv"
 )
 # Only the source is ever opened (no protocol), little is probed before the first sample, frames have a bounded size,
 # and MP4 does not look behind its media data for more (ignidx).
@@ -72,9 +54,8 @@ OPTIONS = {
         1 << 14
     ),  # bytes of a packet of a WAV file: four times ffmpeg's own, for a packet costs more than its samples
 }
-PROBE_FURTHER = {
-    "probesize": "5000000"
-}  # as ffmpeg does by itself: the sound of a transport stream may begin behind its pictures
+# As ffmpeg does by itself: the sound of a transport stream may begin behind its pictures.
+PROBE_FURTHER = {"probesize": "5000000"}
 # Containers whose header counts the samples, so that fewer are a truncated track. Others have timelines, in which there may be gaps.
 EXACT_CONTAINERS = {"flac", "mp3", "aiff", "au", "wv", "tta"}
 MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
