@@ -12,14 +12,15 @@ import json
 import time
 import wave
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 
 import aiohttp
 
-from benchmarks import processes
+from benchmarks import processes, report
 from benchmarks.small import make_checkpoints
 
 SLOWER = 0.3  # seconds that a client may wait longer than without an attack
@@ -27,7 +28,10 @@ IDLE_WITHIN = 5.0  # seconds after the attackers have left
 IDLE = 0.2  # cores, of all processes together
 PATIENCE = 30.0  # of an attacker
 AT_ONCE = 3  # attackers
+DTYPE = "bfloat16"
+BOUNDARY = "attack"
 PRESS = {"Content-Type": "application/json"}
+FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ ATTACKS = {
         CHAT, lambda: chat(messages=[{"role": "user", "content": [{"type": "text", "text": ""}] * 200_000}])
     ),
     "1 MB of history": Attack(
-        "/v1/speech", lambda: _form(history=json.dumps([{"role": "user", "content": ""}] * 30_000)), {}
+        "/v1/speech", lambda: _form(history=json.dumps([{"role": "user", "content": ""}] * 30_000)), FORM
     ),
     "12 MB of brackets in a field that does not exist": Attack(CHAT, lambda: chat(unknown=[[]] * 4_000_000)),
     "nested brackets": Attack(CHAT, lambda: b'{"messages": ' + b"[" * 5_000_000),
@@ -102,10 +106,12 @@ ATTACKS = {
 }
 
 
-def _form(**fields: str) -> aiohttp.FormData:
-    form = aiohttp.FormData(fields)
-    form.add_field("file", silence(1, 8000), filename="a.wav")
-    return form
+def _form(**fields: str) -> bytes:
+    """A form of these fields and a recording, whose boundary is `BOUNDARY`."""
+    parts = [f'form-data; name="{name}"\r\n\r\n{value}'.encode() for name, value in fields.items()]
+    parts.append(b'form-data; name="file"; filename="a.wav"\r\n\r\n' + silence(1, 8000))
+    edge = f"--{BOUNDARY}".encode()
+    return b"".join(edge + b"\r\nContent-Disposition: " + part + b"\r\n" for part in parts) + edge + b"--\r\n"
 
 
 class Bystanders:
@@ -151,16 +157,23 @@ class Bystanders:
             await asyncio.sleep(0.02)
 
 
-async def press(session: aiohttp.ClientSession, attack: Attack) -> str:
-    """One attacker: what became of the request."""
-    with suppress(TimeoutError, aiohttp.ClientError):
-        async with (
-            asyncio.timeout(attack.patience),
-            session.post(attack.path, data=attack.body(), headers=attack.headers) as response,
-        ):
-            await response.read()
-            return str(response.status)
-    return "left"
+async def press(url: str, attack: Attack, body: Any) -> Counter[str]:
+    """All attackers at once: what became of their requests."""
+
+    async def one(session: aiohttp.ClientSession) -> str:
+        with suppress(TimeoutError, aiohttp.ClientError):
+            # A body of its own: one that is sent twice would be read up to its end.
+            data = io.BytesIO(body) if isinstance(body, bytes) else _dripping()
+            async with (
+                asyncio.timeout(attack.patience),
+                session.post(attack.path, data=data, headers=attack.headers) as response,
+            ):
+                await response.read()
+                return str(response.status)
+        return "left"
+
+    async with aiohttp.ClientSession(url) as session:
+        return Counter(await asyncio.gather(*(one(session) for _ in range(AT_ONCE))))
 
 
 async def idle_after(server: processes.Server) -> float:
@@ -174,9 +187,9 @@ async def idle_after(server: processes.Server) -> float:
     return 60.0
 
 
-async def measure(server: processes.Server, names: Iterable[str]) -> list[str]:
-    """Prints a line for each attack; returns what should not have been."""
-    defects = []
+async def measure(server: processes.Server, names: Iterable[str]) -> list[dict[str, Any]]:
+    """Prints a line for each attack; returns the figures, first those without one."""
+    rows = []
     limit = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(server.url, connector=limit, timeout=aiohttp.ClientTimeout(total=120)) as session:
         bystanders = Bystanders(session)
@@ -184,24 +197,44 @@ async def measure(server: processes.Server, names: Iterable[str]) -> list[str]:
             await asyncio.sleep(5)  # warm
         async with bystanders.watching():
             await asyncio.sleep(10)
-        gap, version = bystanders.gap, bystanders.version
-        print(f"{'without an attack':50} gap {gap:5.2f} s  /version {version:5.2f} s", flush=True)
+        rows.append(
+            {"attack": "none", "gap": bystanders.gap, "version": bystanders.version, "idle": 0.0, "outcomes": {}}
+        )
+        _print(rows[-1])
         for name in names:
             attack = ATTACKS[name]
+            body = attack.body()  # made before, and sent from a thread: making it must not keep the bystanders waiting
             async with bystanders.watching():
-                outcomes = Counter(await asyncio.gather(*(press(session, attack) for _ in range(AT_ONCE))))
+                outcomes = await asyncio.to_thread(asyncio.run, press(server.url, attack, body))
             idle = await idle_after(server)
-            told = ", ".join(f"{number} x {outcome}" for outcome, number in outcomes.items())
-            print(
-                f"{name:50} gap {bystanders.gap:5.2f} s  /version {bystanders.version:5.2f} s  idle after {idle:4.1f} s  {told}",
-                flush=True,
+            rows.append(
+                {
+                    "attack": name,
+                    "gap": bystanders.gap,
+                    "version": bystanders.version,
+                    "idle": idle,
+                    "outcomes": outcomes,
+                }
             )
-            if bystanders.gap > gap + SLOWER or bystanders.version > version + SLOWER:
-                defects.append(f"{name}: others waited")
-            if idle > IDLE_WITHIN:
-                defects.append(f"{name}: {idle:.0f} s until idle")
-            defects += [f"{name}: {outcome}" for outcome in outcomes if outcome.startswith("5")]
-    return defects
+            _print(rows[-1])
+    return rows
+
+
+def _print(row: dict[str, Any]) -> None:
+    told = ", ".join(f"{number} x {outcome}" for outcome, number in row["outcomes"].items())
+    waits = f"gap {row['gap']:5.2f} s  /version {row['version']:5.2f} s  idle after {row['idle']:4.1f} s"
+    print(f"{row['attack']:50} {waits}  {told}", flush=True)
+
+
+def find_defects(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Sentences about what should not be."""
+    usual, *attacks = rows
+    for row in attacks:
+        if row["gap"] > usual["gap"] + SLOWER or row["version"] > usual["version"] + SLOWER:
+            yield f"{row['attack']}: others waited"
+        if row["idle"] > IDLE_WITHIN:
+            yield f"{row['attack']}: {row['idle']:.0f} s until idle"
+        yield from (f"{row['attack']}: {outcome}" for outcome in row["outcomes"] if outcome.startswith("5"))
 
 
 def main() -> None:
@@ -210,8 +243,13 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=list(ATTACKS), help="this attack; may be repeated")
     names = parser.parse_args().only or list(ATTACKS)
     make_checkpoints()
-    with processes.ours("bfloat16") as server:
-        defects = asyncio.run(measure(server, names))
+    with processes.ours(DTYPE) as server:
+        rows = asyncio.run(measure(server, names))
+    if len(rows) > len(ATTACKS):
+        made = f"{date.today()}, {processes.machine()}, {DTYPE}, {AT_ONCE} attackers at once"
+        report.ATTACK.write_text(json.dumps({"made": made, "attacks": rows}, indent=1))
+        report.write(report.read())
+    defects = list(find_defects(rows))
     print("\n".join(defects) or "Nobody had to wait.")
     raise SystemExit(bool(defects))
 

@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,9 @@ class Process:
         """CPU time used so far by process name."""
         used: dict[str, float] = {}
         for process in self.family():
-            times = process.cpu_times()
-            used[process.name()] = used.get(process.name(), 0.0) + times.user + times.system
+            with suppress(psutil.NoSuchProcess):  # a decoder that has just ended
+                times, name = process.cpu_times(), process.name()
+                used[name] = used.get(name, 0.0) + times.user + times.system
         return used
 
 

@@ -15,6 +15,7 @@ TABLE = HERE / "RESULTS.md"
 PLOT = HERE / "results.png"
 SOAK = HERE / "soak.json"
 OVERLOAD = HERE / "overload.json"
+ATTACK = HERE / "attack.json"
 
 DTYPES = ("float32", "bfloat16")
 CLIENTS = {"peer-1x5": 1, "peer-8x5": 8, "peer-32x5": 32}
@@ -49,6 +50,7 @@ def write(results: Results) -> None:
                 *_held(results),
                 *_soak(),
                 *_overload(),
+                *_attack(),
                 *_made(results),
             ]
         )
@@ -250,6 +252,25 @@ def _overload() -> Iterator[str]:
             f"| {row['offered_per_second']:.1f} | {row['requests']} | {outcomes} | "
             f"{' | '.join(map(_short, values))} | {row['resident_mib']} |"
         )
+    yield ""
+
+
+def _attack() -> Iterator[str]:
+    if not ATTACK.exists():
+        return
+    figures = json.loads(ATTACK.read_text())
+    yield "## Requests that are made to stop it (`make attack`)"
+    yield ""
+    yield (
+        f"{figures['made']}. Beside each attack one client streams an answer and one asks /version: the longest that they waited, and "
+        "how long the server was still at work when the attackers had left."
+    )
+    yield ""
+    yield "| attack | longest gap, s | /version, s | idle after, s | answers |"
+    yield "| --- " * 5 + "|"
+    for row in figures["attacks"]:
+        answers = ", ".join(f"{number} x {outcome}" for outcome, number in row["outcomes"].items())
+        yield f"| {row['attack']} | {row['gap']:.2f} | {row['version']:.2f} | {row['idle']:.0f} | {answers} |"
     yield ""
 
 

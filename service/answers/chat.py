@@ -153,6 +153,7 @@ class SpeechRenderer(OnlineRenderer):
     ) -> tuple[list[ConversationMessage], list[EngineInput]]:
         """Messages to one engine input; called by OnlineRenderer once it has checked the tools."""
         refuse_operator_fields(request)
+        self.prompts.check_pieces(len(messages), "messages")
         drafts = parse_messages(messages)
         heard = await self.conversations.hear(drafts, allow_truncated=_allows_truncated(request))
         options = request.chat_template_kwargs

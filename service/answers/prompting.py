@@ -46,11 +46,7 @@ class Prompts:
         cannot express; both name `param`.
         """
         pieces = sum(1 + len(message.parts) for message in messages)
-        if pieces > self._context:  # each takes a token at least
-            raise ContextTooLong(
-                f"The conversation has {pieces} messages and parts; the model's context of {self._context} tokens can't hold as many.",
-                param=param,
-            )
+        self.check_pieces(pieces, param)
         length = _characters([[message.parts, message.extra] for message in messages])
         length += _characters(tools) + _characters(template_options)
         self.check_length(length, param)
@@ -62,6 +58,14 @@ class Prompts:
             return await asyncio.get_running_loop().run_in_executor(self._thread, build)
         except ValueError as error:
             raise InvalidRequest(str(error), param=param) from error
+
+    def check_pieces(self, pieces: int, param: str) -> None:
+        """Raises ContextTooLong for so many messages and parts that they can't fit, whatever they say: each takes a token at least."""
+        if pieces > self._context:
+            raise ContextTooLong(
+                f"The conversation has {pieces} messages and parts; the model's context of {self._context} tokens can't hold as many.",
+                param=param,
+            )
 
     def check_length(self, characters: int, param: str) -> None:
         """Raises ContextTooLong for a text so long that it can't fit, whatever its tokens are."""

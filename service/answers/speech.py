@@ -130,6 +130,7 @@ class SpeechService:
         await self._engine.prefill(prompt.through_speech(), f"prefill-{uuid.uuid4().hex}")
 
     async def _prompt(self, request: SpeechRequest, rows: Tensor, seconds: float = 0.0) -> Prompt:
+        self._prompts.check_pieces(len(request.history), "history")
         history = await self._conversations.hear(parse_messages(request.history, "history"), seconds)
         question = Message("user", [request.instruction, Speech(rows)])
         return await self._prompts.build([*history, question], "history" if history else "instruction")

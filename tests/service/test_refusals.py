@@ -147,6 +147,14 @@ def test_megabytes_of_text(server: Server, path: str, fields: dict[str, Any], pa
     assert "characters" in error["message"]
 
 
+def test_messages_are_counted_before_they_are_read(server: Server) -> None:
+    """More than the context has tokens: what is wrong with the last of them is not looked for."""
+    history = [{"role": "user", "content": ""}] * 2048 + [{"role": "nobody"}]
+    with server.client() as client:
+        error = refused(client.post("/v1/speech", files={"file": GOOD}, data={"history": json.dumps(history)}), 400)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "history")
+
+
 def test_a_transcription_with_a_prompt_longer_than_the_context(server: Server) -> None:
     with server.client() as client:
         fields = {"prompt": "word " * 200_000}
