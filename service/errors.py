@@ -62,6 +62,13 @@ class InvalidKey(InvalidRequest):
     code = "invalid_api_key"
 
 
+class OriginRefused(InvalidRequest):
+    """A page of another origin asks."""
+
+    status = 403
+    code = "origin_not_allowed"
+
+
 class ModelNotFound(InvalidRequest):
     """No model of that name is served."""
 

@@ -16,13 +16,15 @@ from service.answers.chat import ChatService
 from service.answers.conversation import Conversations
 from service.answers.prompting import Prompts
 from service.answers.speech import SpeechRequest, SpeechService
-from service.answers.transcription import TranscriptionService
+from service.answers.transcription import Task, TranscriptionService
 from service.audio.decoders import Decoders
 from service.audio.fetch import Fetcher
 from service.audio.recordings import as_wav
 from service.engine import Engine
 from service.gate.admission import Queued
 from service.listening.listener import Listener
+from service.listening.voice import Detector
+from service.realtime.session import Talks
 from service.settings import ModelSettings
 
 THREADS_ALONE = 8  # of the encoder on a CPU where nothing else is to be done: more are no use to one window
@@ -40,6 +42,7 @@ class Service:
     speech: SpeechService
     chat: ChatService
     transcription: TranscriptionService
+    talks: Talks
 
     def queued(self) -> Queued:
         """What waits for the encoder and for the LLM."""
@@ -47,6 +50,7 @@ class Service:
 
     async def close(self) -> None:
         """Ends the encoder's threads and the engine's process."""
+        self.talks.detector.close()
         await self.listener.close()
         await self.engine.close()
 
@@ -86,7 +90,18 @@ async def load(settings: ModelSettings, names: Sequence[str], progress: Progress
         conversations = Conversations(listener, fetcher)
         speech = SpeechService(engine, conversations, prompts, names)
         chat = ChatService(engine, conversations, prompts, names, settings.tool_call_parser, settings.max_grammar_bytes)
-        service = Service(checkpoint, engine, listener, speech, chat, TranscriptionService(engine, prompts, names))
+        transcription = TranscriptionService(engine, prompts, names)
+        talks = Talks(
+            engine,
+            prompts,
+            listener,
+            await asyncio.to_thread(Detector),
+            transcription,
+            Task.transcribe(checkpoint.config),
+            names[0],
+            settings.max_audio_seconds,
+        )
+        service = Service(checkpoint, engine, listener, speech, chat, transcription, talks)
         progress("Warming up with a first request")
         await _warm_up(service)
         # Only now, for the first generation compiles kernels.

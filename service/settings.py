@@ -145,6 +145,9 @@ class ServeSettings(ModelSettings):
     )
     client_max_requests: int = Field(0, ge=0, description="requests of one client at the same time; 0: no limit")
     client_requests_per_minute: int = Field(0, ge=0, description="requests of one client in a minute; 0: no limit")
+    max_sessions: int = Field(64, ge=0, description="sockets on which somebody talks at the same time; 0: no limit")
+    session_seconds: float = Field(3600.0, gt=0, description="how long one may talk on a socket")
+    session_idle_seconds: float = Field(600.0, gt=0, description="how long a socket may be open on which nothing comes")
     max_connections: int = Field(
         1024, ge=0, description="connections of clients at the same time, idle ones included; 0: no limit"
     )
@@ -196,3 +199,7 @@ class ServeSettings(ModelSettings):
             self.client_max_requests,
             self.client_requests_per_minute,
         )
+
+    def session_admission(self) -> Limits:
+        """How many sockets the service talks on at most; of one client as many as it may have requests."""
+        return Limits(self.max_sessions, 0, 0, 0, self.client_max_requests, 0)

@@ -12,9 +12,15 @@ SOURCES = sorted([*ROOT.glob("service/**/*.py"), *ROOT.glob("models/**/*.py")])
 # A package on the left is imported by the files on the right and by no other.
 ONLY = {
     "vllm": {"service/engine.py", "service/answers/chat.py"},
-    "fastapi": {"service/http/app.py", "service/http/json_route.py", "service/http/routes.py"},
+    "fastapi": {
+        "service/http/app.py",
+        "service/http/json_route.py",
+        "service/http/realtime.py",
+        "service/http/routes.py",
+    },
     "starlette": {
         "service/http/app.py",
+        "service/http/realtime.py",
         "service/http/routes.py",
         "service/http/door.py",
         "service/http/events.py",
@@ -23,7 +29,8 @@ ONLY = {
     },
     "uvicorn": {"service/http/server.py"},
     "aiohttp": {"service/audio/fetch.py", "service/load/client.py", "service/load/bench.py"},
-    "av": {"service/audio/decode.py"},
+    "av": {"service/audio/decode.py", "service/audio/raw.py"},
+    "silero_vad": {"service/listening/voice.py"},
     "prometheus_client": {"service/telemetry/metrics.py"},
     "opentelemetry": {"service/telemetry/tracing.py"},
     "pythonjsonlogger": {"service/telemetry/logs.py"},
@@ -95,9 +102,14 @@ PARTS = {
         ),
         *("models/config", "models/features", "models/prompt"),
     },
+    "service/realtime": {
+        *("service/errors", "service/request", "service/telemetry", "service/gate", "service/audio"),
+        *("service/listening", "service/engine", "service/answers", "models/features", "models/prompt"),
+    },
     "service/loading": {
         *("service/gate", "service/settings", "service/audio", "service/self_check", "service/listening"),
-        *("service/engine", "service/answers", "models/features", "models/embedder", "models/checkpoint"),
+        *("service/engine", "service/answers", "service/realtime"),
+        *("models/features", "models/embedder", "models/checkpoint"),
     },
     "service/http": {
         *(
@@ -108,7 +120,7 @@ PARTS = {
             "service/settings",
             "service/audio",
         ),
-        *("service/listening", "service/engine", "service/answers", "service/loading"),
+        *("service/listening", "service/engine", "service/answers", "service/realtime", "service/loading"),
     },
     "service/offline": {
         *("service/errors", "service/request", "service/audio", "service/listening", "service/engine"),

@@ -22,7 +22,8 @@ class Prompts:
     def __init__(self, builder: PromptBuilder, context: int) -> None:
         self._builder = builder
         self._context = context
-        self._max_characters = context * builder.longest_token()
+        self.max_characters = context * builder.longest_token()
+        """No longer text fits, whatever its tokens are."""
         self._aside = replace(builder, tokenizer=deepcopy(builder.tokenizer))  # a tokenizer may be in one thread only
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prompts")
 
@@ -69,10 +70,10 @@ class Prompts:
 
     def check_length(self, characters: int, param: str) -> None:
         """Raises ContextTooLong for a text so long that it can't fit, whatever its tokens are."""
-        if characters > self._max_characters:
+        if characters > self.max_characters:
             raise ContextTooLong(
                 f"The text has {characters} characters; the model's context of {self._context} tokens can't hold more than "
-                f"{self._max_characters}.",
+                f"{self.max_characters}.",
                 param=param,
             )
 

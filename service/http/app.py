@@ -20,7 +20,7 @@ from service.engine import VLLMClientError, as_api_error
 from service.errors import ApiError, InvalidRequest, Overloaded, Unavailable
 from service.gate.admission import Admission, Queued
 from service.gate.keys import Keys
-from service.http import routes
+from service.http import realtime, routes
 from service.http.body import MAX_FIELD_BYTES
 from service.http.door import Admitted, BodyLimit, Deadlines, Drain, Refusal
 from service.http.middleware import CLIENT_GONE, Habits, KeyRequired, Observed
@@ -66,7 +66,10 @@ def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = l
     app.state.settings = settings
     app.state.service = app.state.failure = None
     app.state.drain = drain = Drain()
+    app.state.admission = Admission(settings.admission(), lambda: _queued(app))
+    app.state.sessions = Admission(settings.session_admission(), lambda: Queued(0.0, 0))
     app.include_router(routes.router)
+    app.include_router(realtime.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(VLLMClientError, _engine_refusal)
@@ -76,7 +79,7 @@ def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = l
     app.add_middleware(
         Deadlines, upload_seconds=settings.upload_seconds, request_seconds=settings.request_seconds, drain=drain
     )
-    app.add_middleware(Admitted, admission=Admission(settings.admission(), lambda: _queued(app)))
+    app.add_middleware(Admitted, admission=app.state.admission)
     if keys.required:
         app.add_middleware(KeyRequired, keys=keys, open_paths=settings.open_endpoints)
     if settings.cors_origins:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -39,7 +40,7 @@ class Admitted:
             await self.app(scope, receive, send)
             return
         try:
-            with self.admission.admit(_client(scope)) as hold:
+            with self.admission.admit(client_of(scope)) as hold:
                 await self.app(scope, _held(receive, hold), send)
         except Overloaded as error:
             await JSONResponse(error.body(), error.status, {"Retry-After": str(error.retry_after)})(
@@ -99,11 +100,30 @@ class BodyLimit:
 
 
 class Drain:
-    """Ends the requests that still run when the service has to end."""
+    """Ends the requests that still run when the service has to end, and the sockets on which somebody talks."""
 
     def __init__(self) -> None:
         self.error: ApiError | None = None
+        self.begun = asyncio.Event()
         self._clocks: set[asyncio.Timeout] = set()
+        self._talks: set[asyncio.Task[Any]] = set()
+
+    async def begin(self, seconds: float) -> None:
+        """Has sockets end when nobody is being answered on them; waits for their end, so many seconds at most."""
+        self.begun.set()
+        if self._talks:
+            await asyncio.wait(self._talks, timeout=seconds)
+
+    @contextmanager
+    def talking(self) -> Iterator[None]:
+        """The running task serves a socket for the duration of the block."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._talks.add(task)
+        try:
+            yield
+        finally:
+            self._talks.remove(task)
 
     def end(self, error: ApiError) -> None:
         """Ends them; `error` is what their clients hear."""
@@ -203,7 +223,7 @@ def _is_work(scope: Scope) -> bool:
     return bool(scope["type"] == "http" and scope["method"] == "POST")
 
 
-def _client(scope: Scope) -> str:
+def client_of(scope: Scope) -> str:
     """The name that whoever checks keys has given the client, else its address."""
     name = str(scope.get("state", {}).get("client", ANONYMOUS))
     return str(scope["client"][0]) if name == ANONYMOUS and scope.get("client") else name

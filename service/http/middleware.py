@@ -16,6 +16,7 @@ from service.telemetry import logs, metrics, tracing
 log = logging.getLogger("service.access")
 
 UNTOLD = "authenticated"
+KEY_SUBPROTOCOL = "openai-insecure-api-key."  # OpenAI's name for it
 CLIENT_GONE = 499  # nginx's status for a client that closed the connection
 
 
@@ -38,10 +39,12 @@ class Observed:
             return
         state = scope.setdefault("state", {})
         state["client"] = ANONYMOUS
+        headers = Headers(scope=scope)
         if scope["type"] != "http":
+            logs.begin_request(headers.get("x-request-id"))
+            begin()
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
         request_id = logs.begin_request(headers.get("x-request-id"))
         request = begin()
         times = request.timeline
@@ -147,17 +150,23 @@ class KeyRequired:
         if scope["type"] == "lifespan" or scope["path"] in self.open_paths:
             await self.app(scope, receive, send)
             return
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        given = scheme.lower() == "bearer" and bool(key.strip())
-        client = self.keys.name_of(key.strip()) if given else None
+        key = _key(scope)
+        client = self.keys.name_of(key) if key else None
         if client is not None:
             scope.setdefault("state", {})["client"] = client
             await self.app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})  # before it is accepted: the client sees a 403
         else:
             metrics.REFUSALS.labels(str(InvalidKey.code)).inc()
-            await _unauthorized(given)(scope, receive, send)
+            await _unauthorized(bool(key))(scope, receive, send)
+
+
+def _key(scope: Scope) -> str:
+    """The key that a request brings; in browsers, sockets can't have headers, and bring it as a subprotocol."""
+    for offered in scope.get("subprotocols", ()):
+        if offered.startswith(KEY_SUBPROTOCOL):
+            return str(offered.removeprefix(KEY_SUBPROTOCOL))
+    scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 def _unauthorized(given: bool) -> JSONResponse:

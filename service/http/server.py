@@ -19,6 +19,7 @@ from service.settings import ServeSettings
 from service.telemetry import metrics
 
 MAX_HEAD_BYTES = 64 << 10  # that may come before a head is complete or a body goes on
+MAX_MESSAGE_BYTES = 16 << 20  # of a socket: OpenAI's clients may send 15 MiB of audio at once
 # Of an idle connection: longer than clients (OpenAI's 5, aiohttp 15) and load balancers (60) keep theirs, or a request could be sent into
 # one that is just being closed.
 KEEP_ALIVE_SECONDS = 75
@@ -119,6 +120,9 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http=Connection.limited(settings),
+                ws="websockets-sansio",
+                ws_max_size=MAX_MESSAGE_BYTES,
+                ws_per_message_deflate=False,
                 host=settings.host,
                 port=settings.port,
                 log_config=None,
@@ -140,5 +144,8 @@ class Server(uvicorn.Server):
         """Takes nothing new, and returns when nothing runs any more."""
         error = Unavailable("The service is shutting down.")
         end = asyncio.get_running_loop().call_later(self._drain_seconds, self._drain.end, error)
+        for server in self.servers:
+            server.close()
+        await self._drain.begin(self._drain_seconds)
         await super().shutdown(sockets)
         end.cancel()

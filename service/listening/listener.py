@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, replace
+from functools import partial
 from io import SEEK_END
 from typing import BinaryIO
 
@@ -185,6 +186,19 @@ class Listener:
         metrics.AUDIO_SECONDS.inc(recording.seconds)
         running().audio_seconds += recording.seconds
         return recording
+
+    async def hear_samples(self, samples: np.ndarray) -> Tensor:
+        """Speech embeddings (n, llm_dim) of float32 samples (m,) at 16 kHz, 0 < m <= 480,000, that are a window by themselves.
+
+        Raises DeadlineExceeded and what the batcher raises.
+        """
+        context = copy_context()
+        make = partial(context.run, partial(self._window, samples, is_last=True))
+        window = await asyncio.get_running_loop().run_in_executor(self._threads, make)
+        (rows,) = await self._in_time([asyncio.ensure_future(self._embed(window))])
+        metrics.AUDIO_SECONDS.inc(len(samples) / SAMPLE_RATE)
+        running().audio_seconds += len(samples) / SAMPLE_RATE
+        return rows
 
     def _recall(self, key: Hashable, budget: Budget | None) -> Recording | None:
         """A recording that was heard before, where the rows of all its windows are still there."""

@@ -35,6 +35,18 @@ QUEUED_PROMPT_TOKENS = Gauge("blsp_queued_prompt_tokens", "Tokens of prompts tha
 DECODER_DEATHS = Counter("blsp_decoder_deaths", "Recordings whose decoder died of them or hung", ["how"])
 for _how in ("died", "hung"):
     DECODER_DEATHS.labels(_how)
+REALTIME_SESSIONS = Gauge("blsp_realtime_sessions", "Sockets on which somebody talks")
+REALTIME_FIRST_TOKEN = Histogram(
+    "blsp_realtime_first_token_seconds", "Seconds from the end of a turn to the first token of its answer", buckets=_SECONDS
+)
+REALTIME_AUDIO_SECONDS = Counter(
+    "blsp_realtime_audio_seconds", "Seconds of speech on sockets, by whether they were encoded when it ended", ["encoded"]
+)
+for _encoded in ("ahead", "after"):
+    REALTIME_AUDIO_SECONDS.labels(_encoded)
+REALTIME_RESPONSES = Counter("blsp_realtime_responses", "Responses on sockets, by how they ended", ["status"])
+for _status in ("completed", "cancelled", "incomplete", "failed"):
+    REALTIME_RESPONSES.labels(_status)
 READY = Gauge("blsp_ready", "1 from when a first request has gone all the way through until the engine dies, else 0")
 BUILD = Info("blsp_build", "Versions of what serves")
 

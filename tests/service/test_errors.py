@@ -55,6 +55,7 @@ CAUSES: dict[str, tuple[str, str, dict[str, Any]]] = {
 ELSEWHERE = {
     *(
         "invalid_api_key",
+        "origin_not_allowed",
         "upload_too_slow",
         "head_too_large",
         "encoding_failed",
@@ -63,7 +64,7 @@ ELSEWHERE = {
         "deadline_exceeded",
     ),
     *("requests", "client_requests", "rate", "audio_seconds", "prompt_tokens", "body_bytes", "connections"),
-}  # need other settings, or a defect: test_guarded_server.py, test_limits_api.py, test_admission.py, test_server.py, test_life.py
+}  # need other settings, or a defect: test_guarded_server.py, test_realtime_api.py, test_limits_api.py, test_admission.py, and so on
 
 
 def test_each_is_caused_here_or_elsewhere() -> None:

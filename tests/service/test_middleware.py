@@ -212,7 +212,10 @@ async def test_a_wrong_method_is_told_the_right_ones() -> None:
     assert answer.json()["error"]["code"] == "method_not_allowed"
 
 
-@pytest.mark.parametrize(("key", "expected"), [(KEY, ["alice"]), (new_key(), ["websocket.close"])])
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [(KEY, ["alice"]), (new_key(), ["websocket.http.response.start", "websocket.http.response.body"])],
+)
 async def test_a_websocket_needs_a_key_too(key: str, expected: list[str]) -> None:
     seen: list[str] = []
 
@@ -225,9 +228,13 @@ async def test_a_websocket_needs_a_key_too(key: str, expected: list[str]) -> Non
     async def receive() -> Message:
         return {"type": "websocket.connect"}
 
-    scope = {"type": "websocket", "path": "/v1/realtime", "headers": [(b"authorization", f"Bearer {key}".encode())]}
-    await KeyRequired(app, Keys(key_line("alice", KEY)), ["/health"])(scope, receive, send)
-    assert seen == expected
+    required = KeyRequired(app, Keys(key_line("alice", KEY)), ["/health"])
+    of_program = {"headers": [(b"authorization", f"Bearer {key}".encode())]}
+    of_browser = {"headers": [], "subprotocols": ["realtime", f"openai-insecure-api-key.{key}"]}
+    for brought in (of_program, of_browser):
+        await required({"type": "websocket", "path": "/v1/realtime", **brought}, receive, send)
+        assert seen == expected
+        seen.clear()
 
 
 @pytest.mark.parametrize("path", ["/version", "/version/", "/v1/models/", "/v1/models/tiny", "/health"])

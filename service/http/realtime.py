@@ -1,0 +1,195 @@
+"""`GET /v1/realtime`: a socket's handshake, its messages and its clocks. What they mean is the session's."""
+
+import asyncio
+import json
+import logging
+import time
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, WebSocket
+from fastapi.responses import JSONResponse
+from starlette.websockets import WebSocketDisconnect
+
+from service.answers.fields import check_model
+from service.errors import ApiError, InvalidRequest, OriginRefused, Overloaded, Unavailable
+from service.http.door import LAST_WORDS_SECONDS, client_of
+from service.http.json_route import check_values
+from service.loading import Service
+from service.realtime.config import SessionConfig
+from service.realtime.protocol import Event, RealtimeError
+from service.realtime.session import Session
+from service.settings import ServeSettings
+from service.telemetry import metrics
+
+SUBPROTOCOL = "realtime"
+MAX_UNSENT = 2000  # events that wait for a client to take them, before it is heard again
+NORMAL, GOING_AWAY, UNSUPPORTED, RESTART = (
+    1000,
+    1001,
+    1003,
+    1012,
+)  # codes that close a socket; clients come again after 1001 and 1012
+
+log = logging.getLogger("service.access")
+router = APIRouter()
+
+
+@router.websocket("/v1/realtime")
+async def realtime(websocket: WebSocket) -> None:
+    """OpenAI's Realtime API, with text as output."""
+    state = websocket.app.state
+    settings: ServeSettings = state.settings
+    client = client_of(websocket.scope)
+    try:
+        config = _check(websocket, state.service, settings)
+        with state.sessions.admit(client), state.drain.talking(), metrics.REALTIME_SESSIONS.track_inprogress():
+            await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in websocket.scope["subprotocols"] else None)
+            await _Talk(websocket, settings).run(config)
+    except ApiError as error:
+        metrics.REFUSALS.labels(error.code or error.type).inc()
+        headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Overloaded) else {}
+        await websocket.send_denial_response(JSONResponse(error.body(), error.status, headers))
+
+
+def _check(websocket: WebSocket, service: Service | None, settings: ServeSettings) -> SessionConfig:
+    """What a session begins with; raises ApiError for a handshake that can't lead to one."""
+    _check_origin(websocket, settings)
+    if service is None:
+        raise Unavailable("The model is still loading; GET /ready tells when it is there.")
+    query = websocket.query_params
+    if "call_id" in query:
+        raise InvalidRequest("There are no calls here; open a socket with 'model' instead.", param="call_id")
+    if query.get("intent") == "transcription":
+        return SessionConfig(type="transcription")
+    check_model(query.get("model"), settings.names())
+    return SessionConfig()
+
+
+def _check_origin(websocket: WebSocket, settings: ServeSettings) -> None:
+    """Browsers ask nobody before they open a socket: where no key is needed, any page could talk to its reader's server."""
+    origin = websocket.headers.get("origin")
+    if origin is None or settings.keys or settings.keys_file or {origin, "*"} & set(settings.cors_origins):
+        return
+    if urlsplit(origin).netloc != websocket.headers.get("host"):
+        raise OriginRefused(
+            f"Pages of {origin[:128]} may not talk to this server; it can be started with --cors-origins that names it."
+        )
+
+
+class _Unsent:
+    """Events on their way to a client, in order."""
+
+    def __init__(self, websocket: WebSocket) -> None:
+        self._socket = websocket
+        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._writer = asyncio.create_task(self._write())
+
+    def put(self, event: Event | None) -> None:
+        """Sends an event when it is its turn; None: no more will come."""
+        self._events.put_nowait(event)
+        if self._events.qsize() > MAX_UNSENT and not self._writer.done():
+            self._room.clear()
+
+    async def room(self) -> None:
+        """Waits while a client takes too little of what it is told."""
+        await self._room.wait()
+
+    async def _write(self) -> None:
+        try:
+            while (event := await self._events.get()) is not None:
+                await self._socket.send_text(json.dumps(event, ensure_ascii=False))
+                if self._events.qsize() <= MAX_UNSENT:
+                    self._room.set()
+        finally:
+            self._room.set()
+
+    async def finish(self) -> None:
+        """Sends what is left. Raises WebSocketDisconnect where the client is gone."""
+        self.put(None)
+        await self._writer
+
+    async def stop(self) -> None:
+        """Sends nothing more."""
+        self._writer.cancel()
+        await asyncio.gather(self._writer, return_exceptions=True)
+
+
+class _Talk:
+    """The messages of one socket."""
+
+    def __init__(self, websocket: WebSocket, settings: ServeSettings) -> None:
+        self._socket = websocket
+        self._settings = settings
+        self._ends = time.time() + settings.session_seconds
+
+    async def run(self, config: SessionConfig) -> None:
+        """Takes messages until somebody ends it."""
+        state, started = self._socket.app.state, time.perf_counter()
+        unsent = _Unsent(self._socket)
+        session = Session(state.service.talks, state.admission, config, int(self._ends), unsent.put)
+        try:
+            code = await self._serve(session, unsent)
+            async with asyncio.timeout(LAST_WORDS_SECONDS):
+                await unsent.finish()
+                await self._socket.close(code)
+        except (WebSocketDisconnect, TimeoutError):
+            pass
+        finally:
+            await session.close()
+            await unsent.stop()
+            facts = {"seconds": round(time.perf_counter() - started, 1), "client": client_of(self._socket.scope)}
+            log.info("WEBSOCKET /v1/realtime ended after %(seconds)s s, client %(client)s", facts, extra=facts)
+
+    async def _serve(self, session: Session, unsent: _Unsent) -> int:
+        """Returns the code to close the socket with. Raises WebSocketDisconnect where the client does."""
+        leaving = asyncio.create_task(self._socket.app.state.drain.begun.wait())
+        try:
+            while True:
+                message = asyncio.create_task(self._receive())
+                try:
+                    left = min(self._ends - time.time(), self._settings.session_idle_seconds)
+                    await asyncio.wait({message, leaving}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                    if leaving.done():
+                        await session.answered()
+                        return RESTART
+                    if not message.done():
+                        return self._say_late(session)
+                    text = message.result()
+                finally:
+                    message.cancel()
+                    await asyncio.gather(message, return_exceptions=True)
+                if text is None:
+                    session.refuse(RealtimeError("Events are JSON in text messages.", code="invalid_event"))
+                    return UNSUPPORTED
+                await self._handle(session, text)
+                await unsent.room()
+        finally:
+            leaving.cancel()
+            await asyncio.gather(leaving, return_exceptions=True)
+
+    async def _handle(self, session: Session, text: str) -> None:
+        try:
+            check_values(text.encode("utf-8", "surrogatepass"))
+        except InvalidRequest as error:
+            session.refuse(error)
+            return
+        await session.handle(text)
+
+    def _say_late(self, session: Session) -> int:
+        if time.time() >= self._ends:
+            message = f"The session has lasted {self._settings.session_seconds:g} s, and ends."
+            session.refuse(RealtimeError(message, code="session_expired"))
+            return GOING_AWAY
+        message = f"Nothing has come for {self._settings.session_idle_seconds:g} s."
+        session.refuse(RealtimeError(message, code="session_idle"))
+        return NORMAL
+
+    async def _receive(self) -> str | None:
+        """The next message; None for one that is no text. Raises WebSocketDisconnect."""
+        message = await self._socket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", NORMAL))
+        text: str | None = message.get("text")
+        return text

@@ -1,0 +1,308 @@
+"""One talk: what each event of the client does, and what is told of it.
+
+Events are handled one after the other; answers and transcripts are made beside them. What is to be sent is handed to `emit` in the order in
+which it came about. This file knows nothing about sockets.
+"""
+
+import asyncio
+import base64
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from models.features import SAMPLE_RATE
+from service.answers.prompting import Prompts
+from service.answers.transcription import Task, Transcript, TranscriptionRequest, TranscriptionService
+from service.audio.raw import RawDecoder, encode
+from service.engine import Engine
+from service.errors import ApiError
+from service.gate.admission import Admission, current_client
+from service.listening.listener import Listener, Recording
+from service.listening.voice import FRAME, Detector, Samples, Voice
+from service.realtime.answers import Answers
+from service.realtime.config import SessionConfig, TranscriptionConfig
+from service.realtime.conversation import Conversation, Heard, Item, read_audio, read_item
+from service.realtime.ear import Ear, Said
+from service.realtime.protocol import (
+    Append,
+    Clear,
+    ClientEvent,
+    Commit,
+    Event,
+    ItemCreate,
+    ItemDelete,
+    ItemRetrieve,
+    ItemTruncate,
+    OutputClear,
+    RealtimeError,
+    ResponseCancel,
+    ResponseCreate,
+    SessionUpdate,
+    error_event,
+    event,
+    new_id,
+    read_event,
+    read_values,
+)
+from service.realtime.response import Emit
+from service.realtime.utterance import Utterance
+from service.telemetry import metrics
+
+KEPT_SECONDS = 600  # of audio, for who asks for an item
+
+
+@dataclass(frozen=True)
+class Talks:
+    """What all sessions share."""
+
+    engine: Engine
+    prompts: Prompts
+    listener: Listener
+    detector: Detector
+    transcription: TranscriptionService
+    transcribe: Task
+    model: str
+    max_audio_seconds: float
+
+
+class Session:
+    """A client's talk, until `close`; belongs to the client whose request is running."""
+
+    def __init__(self, talks: Talks, admission: Admission, config: SessionConfig, expires_at: int, emit: Emit) -> None:
+        self.id = new_id("sess")
+        self._talks = talks
+        self._config = config
+        self._expires_at = expires_at
+        self._emit: Emit | None = emit
+        self._conversation = Conversation(KEPT_SECONDS * SAMPLE_RATE, talks.prompts.max_characters)
+        self._answers = Answers(
+            talks.engine,
+            talks.prompts,
+            admission,
+            current_client(),
+            self._conversation,
+            lambda: self._config,
+            self._tell,
+        )
+        self._ear = Ear(
+            talks.listener,
+            talks.detector,
+            config.audio.input,
+            talks.max_audio_seconds,
+            read=self._answers.read if self._gives_answers else None,
+            began=self._turn_began,
+            ended=self._turn_ended,
+        )
+        self._item_id = new_id("item")  # of what is being said
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tell(event("session.created", session=self._shown()))
+
+    @property
+    def _gives_answers(self) -> bool:
+        return self._config.type == "realtime"
+
+    def _tell(self, told: Event) -> None:
+        if self._emit is not None:
+            self._emit(told)
+
+    def _beside(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Has something done beside the events."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def close(self) -> None:
+        """Ends everything; nothing is told any more."""
+        self._emit = None
+        self._ear.clear()
+        await self._answers.close()
+        for item in self._conversation.items():
+            item.drop()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def answered(self) -> None:
+        """Waits until no answer is being given."""
+        await self._answers.wait()
+
+    async def handle(self, text: str) -> None:
+        """Does what an event asks, or tells what is wrong with it."""
+        event_id = None
+        try:
+            values = read_values(text)
+            given = values.get("event_id") if isinstance(values, Mapping) else None
+            event_id = given if isinstance(given, str) else None
+            await self._handle(read_event(values))
+        except ApiError as error:
+            self.refuse(error, event_id)
+
+    def refuse(self, error: ApiError, event_id: str | None = None) -> None:
+        """Tells what is wrong with an event."""
+        metrics.REFUSALS.labels(error.code or error.type).inc()
+        self._tell(error_event(error, event_id))
+
+    async def _handle(self, asked: ClientEvent) -> None:
+        match asked:
+            case Append():
+                await self._ear.take(read_audio(asked.audio, "audio"))
+            case Commit():
+                self._ear.check_commit()
+                self._commit()
+            case Clear():
+                self._ear.clear()
+                self._tell(event("input_audio_buffer.cleared"))
+            case SessionUpdate():
+                self._update(asked.session)
+            case ItemCreate():
+                await self._create_item(asked)
+            case ItemRetrieve():
+                item = self._conversation.find(asked.item_id)
+                self._tell(event("conversation.item.retrieved", item=self._with_audio(item)))
+            case ItemDelete():
+                self._conversation.remove(asked.item_id)
+                self._tell(event("conversation.item.deleted", item_id=asked.item_id))
+            case ItemTruncate():
+                self._conversation.find(asked.item_id)
+                raise RealtimeError(
+                    "Only model output audio messages can be truncated.",
+                    code="unsupported_content_type",
+                    param="item_id",
+                )
+            case ResponseCreate():
+                await self._create_response(asked)
+            case ResponseCancel():
+                self._answers.cancel("client_cancelled", asked.response_id)
+            case OutputClear():
+                pass
+
+    # What the session is.
+
+    def _update(self, update: Mapping[str, Any]) -> None:
+        if update.get("type", self._config.type) != self._config.type:
+            raise RealtimeError(
+                f"This is a {self._config.type!r} session, and stays one.", code="invalid_value", param="session.type"
+            )
+        self._config = self._config.updated(update)
+        self._ear.set(self._config.audio.input)
+        self._tell(event("session.updated", session=self._shown()))
+
+    def _shown(self) -> Event:
+        shown = {"id": self.id, **self._config.shown(), "expires_at": self._expires_at, "include": None}
+        return shown if self._config.type == "transcription" else {**shown, "model": self._talks.model}
+
+    # What is said.
+
+    def _turn_began(self, milliseconds: int) -> None:
+        self._tell(
+            event("input_audio_buffer.speech_started", audio_start_ms=max(0, milliseconds), item_id=self._item_id)
+        )
+        detection = self._config.turn_detection
+        if detection and detection.interrupt_response:
+            self._answers.interrupt()
+
+    def _turn_ended(self, milliseconds: int) -> None:
+        self._tell(event("input_audio_buffer.speech_stopped", audio_end_ms=milliseconds, item_id=self._item_id))
+        said = self._commit()
+        detection = self._config.turn_detection
+        if detection and detection.create_response and self._gives_answers:
+            self._answers.answer(said.ended)
+
+    def _commit(self) -> Said:
+        said = self._ear.commit()
+        heard = Heard.of(said.recording, said.samples)
+        item = Item("user", [heard], id=self._item_id)
+        self._item_id = new_id("item")
+        before = self._conversation.add(item)
+        self._tell(event("input_audio_buffer.committed", previous_item_id=before, item_id=item.id))
+        self._told_item(item, before)
+        if self._config.audio.input.transcription:
+            self._beside(self._transcribe(item, heard, 0, self._config.audio.input.transcription))
+        return said
+
+    async def _transcribe(self, item: Item, heard: Heard, index: int, config: TranscriptionConfig) -> None:
+        """Writes down what was said."""
+        place = {"item_id": item.id, "content_index": index}
+        kind = "conversation.item.input_audio_transcription"
+        try:
+            transcript = Transcript.of(await heard.recording)
+            request = TranscriptionRequest(prompt=config.prompt or "", language=config.language or "")
+            async for told in self._talks.transcription.write(request, transcript, self._talks.transcribe):
+                if told["type"] == "transcript.text.delta":
+                    self._tell(event(f"{kind}.delta", **place, delta=told["delta"]))
+            heard.transcript = transcript.text
+            self._tell(event(f"{kind}.completed", **place, transcript=transcript.text, usage=transcript.usage()))
+        except ApiError as error:
+            told = {"type": error.type, "code": error.code, "message": error.message, "param": error.param}
+            self._tell(event(f"{kind}.failed", **place, error=told))
+
+    # What is in the conversation.
+
+    async def _create_item(self, asked: ItemCreate) -> None:
+        item = await self._read_item(asked.item, "item")
+        before = self._conversation.add(item, asked.previous_item_id)
+        self._told_item(item, before)
+        if transcription := self._config.audio.input.transcription:
+            for index, part in enumerate(item.parts):
+                if isinstance(part, Heard):
+                    self._beside(self._transcribe(item, part, index, transcription))
+
+    async def _read_item(self, values: Mapping[str, Any], where: str) -> Item:
+        item, audio = read_item(values, where)
+        self._talks.prompts.check_length(item.characters, where)
+        for i, data in audio.items():
+            item.parts[i] = await self._hear_at_once(data, f"{where}.content.{i}.audio")
+        return item
+
+    async def _hear_at_once(self, data: bytes, where: str) -> Heard:
+        """Hears what is said as a whole."""
+        decoder = RawDecoder(*self._config.audio.input.format.coding())
+        samples = await asyncio.to_thread(decoder.decode, data)
+        seconds = len(samples) / SAMPLE_RATE
+        if not 0 < seconds <= self._talks.max_audio_seconds:
+            raise RealtimeError(
+                f"The audio lasts {seconds:.1f} s; it may be up to {self._talks.max_audio_seconds:g} s.",
+                code="invalid_value",
+                param=where,
+            )
+        return Heard.of(self._beside(self._hear(samples)), samples)
+
+    async def _hear(self, samples: Samples) -> Recording:
+        utterance = Utterance(self._talks.listener.hear_samples)
+        frames, probabilities = await self._talks.detector.listen(Voice(), samples)
+        try:
+            for frame, probability in zip(frames, probabilities, strict=True):
+                await utterance.add(frame, probability)
+            return await utterance.finish(samples[len(samples) - len(samples) % FRAME :])
+        except BaseException:
+            utterance.drop()
+            raise
+
+    def _told_item(self, item: Item, before: str | None) -> None:
+        for kind in ("conversation.item.added", "conversation.item.done"):
+            self._tell(event(kind, previous_item_id=before, item=item.shown()))
+
+    def _with_audio(self, item: Item) -> Event:
+        shown = item.shown()
+        coding = self._config.audio.input.format.coding()
+        for part, content in zip(item.parts, shown["content"], strict=True):
+            if isinstance(part, Heard) and part.samples is not None:
+                content["audio"] = base64.b64encode(encode(part.floats(), *coding)).decode()
+        return shown
+
+    # What is answered.
+
+    async def _create_response(self, asked: ResponseCreate) -> None:
+        if not self._gives_answers:
+            raise RealtimeError("A transcription session has no responses.", code="invalid_value", param="type")
+        options = asked.response
+        context = None if options.input is None else [await self._context(*entry) for entry in enumerate(options.input)]
+        self._answers.create(options, context)
+
+    async def _context(self, i: int, values: Mapping[str, Any]) -> Item:
+        where = f"response.input.{i}"
+        if values.get("type") == "item_reference":
+            return self._conversation.find(str(values.get("id")), f"{where}.id")
+        return await self._read_item(values, where)
