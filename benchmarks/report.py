@@ -45,6 +45,7 @@ def write(results: Results) -> None:
             [
                 *_head(results),
                 *_peer(results),
+                *_talk(results),
                 *_targets(results),
                 *_encoder(results),
                 *_held(results),
@@ -120,6 +121,38 @@ def _cpu(results: Results, dtype: str, piece: str, side: str) -> float | None:
     return statistics.mean(sums) if sums else None
 
 
+TALKS = ("socket, turns by the client", "socket, turns by the server", "posted", "peer, posted")
+
+
+def _talk(results: Results) -> Iterator[str]:
+    yield "## From the end of a turn to the first text of its answer, seconds"
+    yield ""
+    yield (
+        "People's speech at its own pace. On the socket the client tells the end of a turn, or the server does after 500 ms of silence; "
+        "posted: the recording, when it has been said, to chat completions. Sessions begin within 3 s."
+    )
+    yield ""
+    yield f"| dtype | sessions | utterance | {' | '.join(TALKS)} |"
+    yield "| --- " * (3 + len(TALKS)) + "|"
+    for dtype in DTYPES:
+        for number in (1, 8):
+            for seconds in ("3", "10", "30"):
+                row = [figure(results, dtype, f"talk-{number}", side, seconds) for side in TALKS]
+                if any(value is not None for value in row):
+                    yield f"| {dtype} | {number} | {seconds} s | {' | '.join(map(_short, row))} |"
+    yield ""
+
+
+# Two figures of talks, each of (sessions, utterance, side), and the bound of the first / the second.
+BY_CLIENT, BY_SERVER, POSTED, BY_PEER = TALKS
+TALK_TARGETS = [
+    ("10 s utterance, socket / posted", ("1", "10", BY_CLIENT), ("1", "10", POSTED), 0.5),
+    ("10 s utterance, turns by the server, socket / posted", ("1", "10", BY_SERVER), ("1", "10", POSTED), 0.5),
+    ("10 s utterance, socket / peer", ("1", "10", BY_CLIENT), ("1", "10", BY_PEER), 0.4),
+    ("socket, 30 s utterance / 3 s", ("1", "30", BY_CLIENT), ("1", "3", BY_CLIENT), 1.3),
+    ("socket, 10 s utterance, 8 sessions / 1", ("8", "10", BY_CLIENT), ("1", "10", BY_CLIENT), 2.0),
+]
+
 NAMES = LOADS | {
     "cached-32x5": "32 clients, 5 s, recordings heard before",
     "plain-32x5": "32 clients, 5 s",
@@ -172,6 +205,12 @@ def _targets(results: Results) -> Iterator[str]:
             for piece in pieces:
                 pair = figure(results, dtype, piece, side, *path), figure(results, dtype, piece, other, *path)
                 yield from _verdict(f"{measure}, {NAMES[piece]}; {side} / {other}", dtype, pair, sign, bound)
+        for name, this_talk, that_talk, bound in TALK_TARGETS:
+            first, second = (
+                figure(results, dtype, f"talk-{number}", side, seconds)
+                for number, seconds, side in (this_talk, that_talk)
+            )
+            yield from _verdict(f"end of a turn to first text, {name}", dtype, (first, second), "≤", bound)
         for name, piece, side, (this, that), measure, bound in WITHIN:
             pair = (
                 figure(results, dtype, piece, side, this, measure, "p50"),

@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from datetime import date
 from functools import cached_property
@@ -19,6 +19,8 @@ from typing import Any
 from benchmarks import processes, report
 from benchmarks.processes import Server, Worker, machine
 from benchmarks.small import make_checkpoints
+from benchmarks.talk import posted, talked, waits
+from service.audio.raw import Samples
 from service.load.client import REPEATED, Load, Question, Sample, clips, summarize
 
 DTYPES = ("float32", "bfloat16")
@@ -35,7 +37,7 @@ class Bench:
         self.dtype = dtype
         self._scale = scale
         self._stack = stack
-        self._seeds = count(round(time.time()))
+        self.seeds = count(round(time.time()))
 
     @cached_property
     def ours(self) -> Server:
@@ -75,7 +77,7 @@ class Bench:
     def _warm(self, server: Server, *questions: Question) -> Server:
         for question in questions:
             for seconds in (5, 25):
-                asyncio.run(Load(server.url, question).closed(clips(8, seconds, seed=next(self._seeds)), 8))
+                asyncio.run(Load(server.url, question).closed(clips(8, seconds, seed=next(self.seeds)), 8))
         return server
 
     def requests(self, number: int) -> int:
@@ -96,7 +98,7 @@ class Bench:
         """One closed loop; its summary, with the server's CPU seconds for each request by process."""
         time.sleep(SETTLE_SECONDS)
         before, own = server.cpu_seconds(), time.process_time()
-        recordings = clips(self.requests(number), seconds, unique=unique, seed=next(self._seeds) if unique else 0)
+        recordings = clips(self.requests(number), seconds, unique=unique, seed=next(self.seeds) if unique else 0)
         question = Question("chat" if api == "chat" else "speech")
         samples = asyncio.run(Load(server.url, question).closed(recordings, clients, ramp))
         summary = summarize(samples)
@@ -118,7 +120,7 @@ class Bench:
         load = Load(url, question)
         first, second = [], []
         async with load.session() as session:
-            for clip in clips(self.requests(10), 25, seed=next(self._seeds)):
+            for clip in clips(self.requests(10), 25, seed=next(self.seeds)):
                 first.append(await load.ask(session, clip))
                 second.append(await load.ask(session, clip, another))
         return first, second
@@ -135,7 +137,7 @@ class Bench:
 
         async def speak(wait: float, seconds: int) -> Sample:
             await asyncio.sleep(wait)
-            (clip,) = clips(1, seconds, seed=next(self._seeds))
+            (clip,) = clips(1, seconds, seed=next(self.seeds))
             load = Load(url, Question(upload_seconds=seconds))
             async with load.session() as session:
                 return await load.ask(session, clip)
@@ -189,6 +191,23 @@ def second_question(bench: Bench) -> Iterator[tuple[str, Any]]:
         yield side, bench.two_questions(question, another)
 
 
+def talk(number: int) -> Callable[[Bench], Iterator[tuple[str, Any]]]:
+    """So many people who speak at the same time: on sockets, and where their recordings are posted, here and to the peer."""
+
+    def measure(bench: Bench) -> Iterator[tuple[str, Any]]:
+        ours, peer = bench.ours.url, bench.peer.url
+        ways: dict[str, Callable[[Samples], Awaitable[float]]] = {
+            "socket, turns by the client": lambda said: talked(ours, said, told_by_server=False),
+            "socket, turns by the server": lambda said: talked(ours, said, told_by_server=True),
+            "posted": lambda said: posted(ours, said, "chat"),
+            "peer, posted": lambda said: posted(peer, said, "chat"),
+        }
+        for side, answer in ways.items():
+            yield side, waits(number, next(bench.seeds) * 1000, answer)
+
+    return measure
+
+
 def one(side: str, measure: Callable[[Bench], Any]) -> Callable[[Bench], Iterator[tuple[str, Any]]]:
     """A piece with a single side and round."""
 
@@ -209,6 +228,8 @@ PIECES: dict[str, Callable[[Bench], Iterator[tuple[str, Any]]]] = {
     "cached-32x5": cached,
     "plain-32x5": plain,
     "second-question": second_question,
+    "talk-1": talk(1),
+    "talk-8": talk(8),
     "upload-300": one("ours", Bench.uploads),
     "memory": one("ours", lambda bench: bench.ours.resident_mib()),
     "encoder": one("ours", lambda bench: bench.encoder.ask()),

@@ -1,5 +1,6 @@
 """A real server for the end-to-end tests: `blsp serve` as its own process, with its own vLLM engine."""
 
+import json
 import os
 import signal
 import socket
@@ -8,13 +9,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection
 
 from service.settings import model_name
 
@@ -49,6 +53,18 @@ class Server:
         end = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < end, "it has not come about"
+
+
+def told_until_closed(socket: ClientConnection, says: str = "") -> list[dict[str, Any]]:
+    """The rest of what a socket tells its client, who says something whenever it is told something."""
+    told = []
+    with suppress(ConnectionClosed):
+        while True:
+            told.append(json.loads(socket.recv(timeout=60)))
+            if says:
+                with suppress(ConnectionClosed):  # there may still be something to hear
+                    socket.send(says)
+    return told
 
 
 @contextmanager

@@ -10,8 +10,10 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from service.errors import OptionError
 
@@ -19,6 +21,9 @@ log = logging.getLogger(__name__)
 
 ANONYMOUS = "anonymous"  # the client of a request that needs no key
 _LINE = re.compile(r"([A-Za-z0-9._-]{1,64})\s+sha256:([0-9a-f]{64})")
+
+LENT = "ek_"  # how keys begin that are lent: OpenAI's clients go by it
+MAX_LENT = 1000
 
 _Entry = tuple[str, bytes]  # a name and the SHA-256 of its key
 
@@ -36,6 +41,14 @@ def key_line(name: str, key: str) -> str:
     return line
 
 
+class Lent(NamedTuple):
+    """A key for a while."""
+
+    name: str  # whose it is
+    until: float
+    what_for: Any
+
+
 class Keys:
     """The keys of a file, which is read again when it changes, and of a text (lines separated by commas).
 
@@ -43,12 +56,29 @@ class Keys:
     that is no text, OSError for one that can't be read; where a file goes bad later, its former keys stay.
     """
 
-    def __init__(self, text: str = "", file: Path | None = None) -> None:
+    def __init__(self, text: str = "", file: Path | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lent: dict[bytes, Lent] = {}
         self._fixed = _parse(text.split(","), "the setting 'keys'")
         self._file = file
         self._seen = _state(file)
         self._from_file = _read(file)
         self.required = bool(self._fixed) or file is not None
+
+    def lend(self, name: str, seconds: float, what_for: Any = None) -> str:
+        """A further key of somebody's, for so long; the oldest makes room where there are too many."""
+        now = self._clock()
+        self._lent = {digest: lent for digest, lent in self._lent.items() if lent.until > now}
+        if len(self._lent) >= MAX_LENT:
+            del self._lent[next(iter(self._lent))]
+        key = f"{LENT}{secrets.token_urlsafe(32)}"
+        self._lent[_hash(key)] = Lent(name, now + seconds, what_for)
+        return key
+
+    def lent(self, key: str) -> "Lent | None":
+        """What goes with a key that is lent; None for any other."""
+        found = self._lent.get(_hash(key)) if key.startswith(LENT) else None
+        return found if found and found.until > self._clock() else None
 
     def name_of(self, key: str) -> str | None:
         """The name that goes with a key, None for a key that nobody has; takes as long for the one as for the other."""

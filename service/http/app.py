@@ -65,6 +65,7 @@ def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = l
     metrics.BUILD.info(routes.versions(app.version) | {"model": settings.names()[0]})
     app.state.settings = settings
     app.state.service = app.state.failure = None
+    app.state.keys = keys
     app.state.drain = drain = Drain()
     app.state.admission = Admission(settings.admission(), lambda: _queued(app))
     app.state.sessions = Admission(settings.session_admission(), lambda: Queued(0.0, 0))

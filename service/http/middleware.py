@@ -150,8 +150,9 @@ class KeyRequired:
         if scope["type"] == "lifespan" or scope["path"] in self.open_paths:
             await self.app(scope, receive, send)
             return
-        key = _key(scope)
-        client = self.keys.name_of(key) if key else None
+        key = key_of(scope)
+        lent = self.keys.lent(key) if scope["type"] == "websocket" else None
+        client = lent.name if lent else self.keys.name_of(key) if key else None
         if client is not None:
             scope.setdefault("state", {})["client"] = client
             await self.app(scope, receive, send)
@@ -160,7 +161,7 @@ class KeyRequired:
             await _unauthorized(bool(key))(scope, receive, send)
 
 
-def _key(scope: Scope) -> str:
+def key_of(scope: Scope) -> str:
     """The key that a request brings; in browsers, sockets can't have headers, and bring it as a subprotocol."""
     for offered in scope.get("subprotocols", ()):
         if offered.startswith(KEY_SUBPROTOCOL):

@@ -70,6 +70,14 @@ class ResponseReply(BaseModel):
     error: None
 
 
+class SecretReply(BaseModel):
+    """A key that is lent, and what it opens."""
+
+    value: str
+    expires_at: int = Field(description="seconds since 1970")
+    session: dict[str, Any]
+
+
 class Status(BaseModel):
     """Of the process."""
 
@@ -170,3 +178,4 @@ TOKENIZE, DETOKENIZE = _operation(TokenizeResponse), _operation(DetokenizeRespon
 HEALTH: dict[str, Any] = {"response_model": Status, "responses": _errors(503)}
 MODEL: dict[str, Any] = {"responses": _errors(404)}
 METRICS: dict[str, Any] = {"responses": {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}}
+SECRET = _operation(SecretReply)

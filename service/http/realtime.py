@@ -4,19 +4,26 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Mapping
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, WebSocket
+from fastapi import APIRouter, Request, WebSocket
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 from starlette.websockets import WebSocketDisconnect
 
 from service.answers.fields import check_model
 from service.errors import ApiError, InvalidRequest, OriginRefused, Overloaded, Unavailable
+from service.gate.keys import Keys
 from service.http.door import LAST_WORDS_SECONDS, client_of
-from service.http.json_route import check_values
+from service.http.json_route import JsonRoute, check_values
+from service.http.middleware import key_of
+from service.http.openapi import SECRET
 from service.loading import Service
+from service.realtime import beta
 from service.realtime.config import SessionConfig
-from service.realtime.protocol import Event, RealtimeError
+from service.realtime.protocol import Event, RealtimeError, new_id
 from service.realtime.session import Session
 from service.settings import ServeSettings
 from service.telemetry import metrics
@@ -31,7 +38,7 @@ NORMAL, GOING_AWAY, UNSUPPORTED, RESTART = (
 )  # codes that close a socket; clients come again after 1001 and 1012
 
 log = logging.getLogger("service.access")
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.websocket("/v1/realtime")
@@ -41,7 +48,7 @@ async def realtime(websocket: WebSocket) -> None:
     settings: ServeSettings = state.settings
     client = client_of(websocket.scope)
     try:
-        config = _check(websocket, state.service, settings)
+        config = _check(websocket, state.service, settings, state.keys)
         with state.sessions.admit(client), state.drain.talking(), metrics.REALTIME_SESSIONS.track_inprogress():
             await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in websocket.scope["subprotocols"] else None)
             await _Talk(websocket, settings).run(config)
@@ -51,7 +58,34 @@ async def realtime(websocket: WebSocket) -> None:
         await websocket.send_denial_response(JSONResponse(error.body(), error.status, headers))
 
 
-def _check(websocket: WebSocket, service: Service | None, settings: ServeSettings) -> SessionConfig:
+class SecretRequest(BaseModel):
+    """Asks for a key that may be given away: to a page, say, which opens one socket after the other with it."""
+
+    class Expiry(BaseModel):
+        """When it ends."""
+
+        anchor: Literal["created_at"] = "created_at"
+        seconds: int = Field(600, ge=10, le=7200)
+
+    expires_after: Expiry = Field(default_factory=Expiry)
+    session: dict[str, Any] = Field(default_factory=dict, description="what sockets that it opens are set to")
+
+
+@router.post("/v1/realtime/client_secrets", **SECRET)
+async def client_secrets(body: SecretRequest, request: Request) -> dict[str, Any]:
+    """OpenAI's: a key for a while, which opens sockets and nothing else."""
+    config = SessionConfig(type=_session_type(body.session)).updated(body.session)
+    seconds = body.expires_after.seconds
+    key = request.app.state.keys.lend(client_of(request.scope), seconds, config)
+    session = {"id": new_id("sess"), **config.shown(), "expires_at": 0, "include": None}
+    return {"value": key, "expires_at": int(time.time()) + seconds, "session": session}
+
+
+def _session_type(session: Mapping[str, Any]) -> Literal["realtime", "transcription"]:
+    return "transcription" if session.get("type") == "transcription" else "realtime"
+
+
+def _check(websocket: WebSocket, service: Service | None, settings: ServeSettings, keys: Keys) -> SessionConfig:
     """What a session begins with; raises ApiError for a handshake that can't lead to one."""
     _check_origin(websocket, settings)
     if service is None:
@@ -61,6 +95,9 @@ def _check(websocket: WebSocket, service: Service | None, settings: ServeSetting
         raise InvalidRequest("There are no calls here; open a socket with 'model' instead.", param="call_id")
     if query.get("intent") == "transcription":
         return SessionConfig(type="transcription")
+    if lent := keys.lent(key_of(websocket.scope)):
+        config: SessionConfig = lent.what_for
+        return config
     check_model(query.get("model"), settings.names())
     return SessionConfig()
 
@@ -128,7 +165,11 @@ class _Talk:
         """Takes messages until somebody ends it."""
         state, started = self._socket.app.state, time.perf_counter()
         unsent = _Unsent(self._socket)
-        session = Session(state.service.talks, state.admission, config, int(self._ends), unsent.put)
+        in_beta_form = (
+            beta.HEADER in self._socket.headers.get("openai-beta", "")
+            or beta.SUBPROTOCOL in self._socket.scope["subprotocols"]
+        )
+        session = Session(state.service.talks, state.admission, config, int(self._ends), unsent.put, in_beta_form)
         try:
             code = await self._serve(session, unsent)
             async with asyncio.timeout(LAST_WORDS_SECONDS):
@@ -149,13 +190,13 @@ class _Talk:
             while True:
                 message = asyncio.create_task(self._receive())
                 try:
-                    left = min(self._ends - time.time(), self._settings.session_idle_seconds)
-                    await asyncio.wait({message, leaving}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                    left, idle = self._ends - time.time(), self._settings.session_idle_seconds
+                    await asyncio.wait({message, leaving}, timeout=min(left, idle), return_when=asyncio.FIRST_COMPLETED)
                     if leaving.done():
                         await session.answered()
                         return RESTART
                     if not message.done():
-                        return self._say_late(session)
+                        return self._say_late(session, is_over=left <= idle)
                     text = message.result()
                 finally:
                     message.cancel()
@@ -177,8 +218,8 @@ class _Talk:
             return
         await session.handle(text)
 
-    def _say_late(self, session: Session) -> int:
-        if time.time() >= self._ends:
+    def _say_late(self, session: Session, is_over: bool) -> int:
+        if is_over:
             message = f"The session has lasted {self._settings.session_seconds:g} s, and ends."
             session.refuse(RealtimeError(message, code="session_expired"))
             return GOING_AWAY

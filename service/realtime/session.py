@@ -19,6 +19,7 @@ from service.errors import ApiError
 from service.gate.admission import Admission, current_client
 from service.listening.listener import Listener, Recording
 from service.listening.voice import FRAME, Detector, Samples, Voice
+from service.realtime import beta
 from service.realtime.answers import Answers
 from service.realtime.config import SessionConfig, TranscriptionConfig
 from service.realtime.conversation import Conversation, Heard, Item, read_audio, read_item
@@ -68,12 +69,21 @@ class Talks:
 class Session:
     """A client's talk, until `close`; belongs to the client whose request is running."""
 
-    def __init__(self, talks: Talks, admission: Admission, config: SessionConfig, expires_at: int, emit: Emit) -> None:
+    def __init__(
+        self,
+        talks: Talks,
+        admission: Admission,
+        config: SessionConfig,
+        expires_at: int,
+        emit: Emit,
+        in_beta_form: bool = False,
+    ) -> None:
         self.id = new_id("sess")
         self._talks = talks
         self._config = config
         self._expires_at = expires_at
         self._emit: Emit | None = emit
+        self._in_beta_form = in_beta_form
         self._conversation = Conversation(KEPT_SECONDS * SAMPLE_RATE, talks.prompts.max_characters)
         self._answers = Answers(
             talks.engine,
@@ -102,8 +112,10 @@ class Session:
         return self._config.type == "realtime"
 
     def _tell(self, told: Event) -> None:
-        if self._emit is not None:
-            self._emit(told)
+        if self._emit is None:
+            return
+        for named in beta.from_today(told, self._conversation.id) if self._in_beta_form else (told,):
+            self._emit(named)
 
     def _beside(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Has something done beside the events."""
@@ -135,7 +147,7 @@ class Session:
             values = read_values(text)
             given = values.get("event_id") if isinstance(values, Mapping) else None
             event_id = given if isinstance(given, str) else None
-            await self._handle(read_event(values))
+            await self._handle(read_event(beta.to_today(values) if self._in_beta_form else values))
         except ApiError as error:
             self.refuse(error, event_id)
 

@@ -37,10 +37,14 @@ for _how in ("died", "hung"):
     DECODER_DEATHS.labels(_how)
 REALTIME_SESSIONS = Gauge("blsp_realtime_sessions", "Sockets on which somebody talks")
 REALTIME_FIRST_TOKEN = Histogram(
-    "blsp_realtime_first_token_seconds", "Seconds from the end of a turn to the first token of its answer", buckets=_SECONDS
+    "blsp_realtime_first_token_seconds",
+    "Seconds from the end of a turn to the first token of its answer",
+    buckets=_SECONDS,
 )
 REALTIME_AUDIO_SECONDS = Counter(
-    "blsp_realtime_audio_seconds", "Seconds of speech on sockets, by whether they were encoded when it ended", ["encoded"]
+    "blsp_realtime_audio_seconds",
+    "Seconds of speech on sockets, by whether they were encoded when it ended",
+    ["encoded"],
 )
 for _encoded in ("ahead", "after"):
     REALTIME_AUDIO_SECONDS.labels(_encoded)

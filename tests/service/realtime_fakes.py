@@ -121,13 +121,15 @@ class FakeTranscription:
 class Talk:
     """A session, what it stands on, and all that it has told."""
 
-    def __init__(self, config: SessionConfig | None = None, limits: Limits = NO_LIMITS) -> None:
+    def __init__(
+        self, config: SessionConfig | None = None, limits: Limits = NO_LIMITS, in_beta_form: bool = False
+    ) -> None:
         self.engine, self.prompts, self.listener = FakeEngine(), FakePrompts(), FakeListener()
         fakes: Any = (self.engine, self.prompts, self.listener, FakeDetector(), FakeTranscription())
         talks = Talks(*fakes, transcribe=Task("Write"), model="fake", max_audio_seconds=20.0)  # type: ignore[misc]
         self.told: list[dict[str, Any]] = []
         admission = Admission(limits, lambda: Queued(0.0, 0))
-        self.session = Session(talks, admission, config or SessionConfig(), 0, self.told.append)
+        self.session = Session(talks, admission, config or SessionConfig(), 0, self.told.append, in_beta_form)
 
     async def settle(self) -> None:
         """Lets everything happen that can."""

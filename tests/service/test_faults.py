@@ -1,5 +1,6 @@
 """What happens when parts of the service die."""
 
+import json
 import os
 import resource
 import select
@@ -15,15 +16,16 @@ from typing import Any
 
 import httpx
 import pytest
+from websockets.sync.client import connect
 
 from tests.processes import descendants
-from tests.serving import Server, serve
+from tests.serving import Server, serve, told_until_closed
 from tests.sounds import voice, wav
 
 CLIENTS = 32
 
 
-def test_sigterm_lets_running_streams_finish_and_takes_nothing_new(official: Path, tmp_path: Path) -> None:
+def test_sigterm_lets_running_streams_and_talks_finish_and_takes_nothing_new(official: Path, tmp_path: Path) -> None:
     def listen(client: httpx.Client, seed: int) -> list[str]:
         request: dict[str, Any] = {
             "files": {"file": wav(voice(1.0, seed=seed))},
@@ -32,10 +34,23 @@ def test_sigterm_lets_running_streams_finish_and_takes_nothing_new(official: Pat
         with client.stream("POST", "/v1/speech", **request) as response:
             return [line for line in response.iter_lines() if line]
 
-    with serve(official, tmp_path) as server, server.client() as client, ThreadPoolExecutor(CLIENTS) as threads:
+    with (
+        serve(official, tmp_path) as server,
+        server.client() as client,
+        ThreadPoolExecutor(CLIENTS) as threads,
+        connect(f"{server.url.replace('http', 'ws', 1)}/v1/realtime") as idle,
+        connect(f"{server.url.replace('http', 'ws', 1)}/v1/realtime") as talking,
+    ):
         streams = [threads.submit(listen, client, seed) for seed in range(CLIENTS)]
         server.wait_for(lambda: server.metric("blsp_requests_in_flight", endpoint="/v1/speech") == CLIENTS)
+        talking.send('{"type": "response.create", "response": {"max_output_tokens": 200}}')
+        told = json.loads(talking.recv(timeout=60))
+        while told["type"] != "response.output_text.delta":
+            told = json.loads(talking.recv(timeout=60))
         server.process.send_signal(signal.SIGTERM)
+        for talk, last in ((idle, "session.created"), (talking, "response.done")):
+            assert told_until_closed(talk)[-1]["type"] == last
+            assert talk.close_code == 1012  # after which clients come again
         received = [stream.result() for stream in streams]
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{server.url}/health")

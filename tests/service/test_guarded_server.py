@@ -12,10 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+from websockets.typing import Subprotocol
 
 from service.gate.keys import key_line, new_key
 from tests.serving import Server, serve
@@ -162,3 +166,38 @@ def test_a_trace_goes_to_the_collector_with_a_span_for_each_stage(guarded: Guard
 
     guarded.server.wait_for(lambda: "POST /v1/speech" in names())
     assert names() == expected
+
+
+def talk(guarded: Guarded, *subprotocols: str, query: str = "", **headers: str) -> Any:
+    address = f"{guarded.server.url.replace('http', 'ws', 1)}/v1/realtime{query}"
+    offered = [Subprotocol(name) for name in subprotocols] or None
+    return connect(address, ssl=guarded.tls, subprotocols=offered, additional_headers=headers, open_timeout=60)
+
+
+def test_a_socket_needs_a_key(guarded: Guarded) -> None:
+    """In the header, or from a browser in a subprotocol, which it must not hear back."""
+    with talk(guarded, Authorization=f"Bearer {guarded.key}") as socket:
+        assert "session.created" in socket.recv(timeout=60)
+    with talk(
+        guarded, "realtime", f"openai-insecure-api-key.{guarded.key}", Origin="https://elsewhere.example"
+    ) as socket:
+        assert socket.subprotocol == "realtime"
+    for subprotocols in (["realtime", f"openai-insecure-api-key.{new_key()}"], []):
+        with pytest.raises(InvalidStatus) as refused, talk(guarded, *subprotocols):
+            pass
+        assert refused.value.response.status_code == 401
+
+
+def test_a_key_that_may_be_given_away(guarded: Guarded) -> None:
+    """It opens sockets that are set as was asked for, and nothing else."""
+    wanted = {"session": {"type": "realtime", "instructions": "Be brief."}, "expires_after": {"seconds": 60}}
+    with guarded.client(guarded.key) as alice, guarded.client(None) as nobody:
+        assert nobody.post("/v1/realtime/client_secrets", json=wanted).status_code == 401
+        wrong = alice.post("/v1/realtime/client_secrets", json={"session": {"instructions": 5}})
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "session.instructions")
+        lent = alice.post("/v1/realtime/client_secrets", json=wanted).json()
+    assert lent["session"]["instructions"] == "Be brief."
+    with talk(guarded, "realtime", f"openai-insecure-api-key.{lent['value']}") as socket:
+        assert json.loads(socket.recv(timeout=60))["session"]["instructions"] == "Be brief."
+    with guarded.client(lent["value"]) as page:
+        assert page.get("/v1/models").status_code == 401

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import OptionError
-from service.gate.keys import Keys, key_line, new_key
+from service.gate.keys import MAX_LENT, Keys, key_line, new_key
 
 
 def keyfile(path: Path, **keys: str) -> Path:
@@ -81,3 +81,23 @@ def test_a_file_that_is_no_text_is_an_error_that_names_it(tmp_path: Path) -> Non
 def test_names_that_could_not_stand_in_a_file_are_refused(name: str) -> None:
     with pytest.raises(OptionError, match="letters"):
         key_line(name, new_key())
+
+
+def test_a_key_is_lent_for_a_while() -> None:
+    now = 100.0
+    keys = Keys(key_line("alice", new_key()), clock=lambda: now)
+    key = keys.lend("alice", 10, {"for": "this"})
+    assert key.startswith("ek_")
+    assert (lent := keys.lent(key)) is not None
+    assert (lent.name, lent.what_for) == ("alice", {"for": "this"})
+    assert keys.name_of(key) is None, "it opens nothing else"
+    assert keys.lent(new_key()) is keys.lent("ek_guessed") is None
+    now += 10
+    assert keys.lent(key) is None
+
+
+def test_lent_keys_make_room_for_others() -> None:
+    keys = Keys()
+    lent = [keys.lend("alice", 10) for _ in range(MAX_LENT + 1)]
+    assert keys.lent(lent[0]) is None
+    assert all(map(keys.lent, lent[1:]))

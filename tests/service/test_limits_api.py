@@ -7,14 +7,17 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import ClientConnection, connect
 
 from tests.processes import descendants
-from tests.serving import Server, serve
+from tests.serving import Server, serve, told_until_closed
 from tests.sounds import voice, wav
 
 GOOD = wav(voice(1.0))
@@ -31,6 +34,9 @@ def low(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         "generation-seconds": "1",
         "decode-seconds": "2",
         "max-audio-seconds": "1000",
+        "max-sessions": "1",
+        "session-idle-seconds": "3",
+        "session-seconds": "4",
         "audio-url-hosts": '["listed.example", "localhost"]',
     }
     flags = [flag for name, value in options.items() for flag in (f"--{name}", value)]
@@ -224,3 +230,34 @@ async def test_a_short_clip_gets_past_a_client_with_many_long_ones(low: Server) 
         assert not long.done()
         await long
     assert done == ["short", "many"]
+
+
+@contextmanager
+def talk(server: Server) -> Iterator[ClientConnection]:
+    with connect(f"{server.url.replace('http', 'ws', 1)}/v1/realtime", open_timeout=60) as socket:
+        yield socket
+
+
+def test_as_many_sockets_as_there_may_be(low: Server) -> None:
+    with talk(low) as first:
+        first.recv(timeout=60)
+        with pytest.raises(InvalidStatus) as refused, talk(low):
+            pass
+        assert refused.value.response.status_code == 429
+        assert refused.value.response.headers["retry-after"] == "1"
+    low.wait_for(lambda: low.metric("blsp_realtime_sessions") == 0)
+    with talk(low) as another:
+        another.recv(timeout=60)
+
+
+def test_a_socket_on_which_nothing_comes_ends(low: Server) -> None:
+    with talk(low) as socket:
+        assert told_until_closed(socket)[-1]["error"]["code"] == "session_idle"
+        assert socket.close_code == 1000
+
+
+def test_a_talk_that_is_too_long_ends(low: Server) -> None:
+    with talk(low) as socket:
+        told = told_until_closed(socket, '{"type": "session.update", "session": {}}')
+        assert [event["error"]["code"] for event in told if event["type"] == "error"] == ["session_expired"]
+        assert socket.close_code == 1001

@@ -71,7 +71,7 @@ def text(told: list[dict[str, Any]]) -> str:
 )  # OpenAI's client
 def test_push_to_talk_with_openais_client(server: Server, speech: np.ndarray) -> None:
     """Two turns; the second stands on the first, which is in the prefix cache."""
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    client: Any = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
     usages = []
     with client.realtime.connect(model=server.model) as talk:
         assert talk.recv().type == "session.created"
@@ -90,9 +90,11 @@ def test_push_to_talk_with_openais_client(server: Server, speech: np.ndarray) ->
                     break
             (item,) = event.response.output
             assert item.content[0].text == told
-            usages.append(event.response.usage)
-    assert usages[1].input_tokens > usages[0].input_tokens + usages[0].input_token_details.audio_tokens
-    assert usages[1].input_token_details.cached_tokens >= usages[0].input_tokens // 32 * 32
+            assert event.response.usage is not None
+            usages.append(event.response.usage.to_dict())
+    first, second = (usage["input_token_details"] for usage in usages)
+    assert usages[1]["input_tokens"] > usages[0]["input_tokens"] + first["audio_tokens"]
+    assert second["cached_tokens"] >= usages[0]["input_tokens"] // 32 * 32
 
 
 def test_the_answer_is_what_a_chat_says_about_the_same_recording(server: Server) -> None:
@@ -265,7 +267,7 @@ def test_handshakes_that_are_refused(
 
 
 def test_the_subprotocol_is_echoed_where_there_is_one(server: Server) -> None:
-    with talking(server, subprotocols=["realtime", "openai-insecure-api-key.none"]) as socket:  # type: ignore[list-item]
+    with talking(server, subprotocols=["realtime", "openai-insecure-api-key.none"]) as socket:
         assert socket.subprotocol == "realtime"
     with talking(server, additional_headers={"Origin": server.url}) as socket:
         assert socket.subprotocol is None

@@ -442,3 +442,40 @@ async def test_nothing_is_told_or_goes_on_after_its_end(talk: Talk) -> None:
     assert len(talk.told) == told
     assert talk.engine.running == 0
     assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+
+
+async def test_the_names_of_the_beta() -> None:
+    talk = Talk(in_beta_form=True)
+    assert talk.kinds() == ["session.created", "conversation.created"]
+    session: dict[str, Any] = {
+        "modalities": ["audio", "text"],
+        "input_audio_format": "g711_ulaw",
+        "turn_detection": None,
+        "input_audio_transcription": {"model": "whisper-1"},
+        "max_response_output_tokens": 2,
+        "temperature": 0.8,
+    }
+    (updated,) = await send(talk, "session.update", session=session)
+    shown = session | {"modalities": ["text"], "temperature": None}
+    assert {name: updated["session"].get(name) for name in shown} == shown
+    assert not {"audio", "type", "output_modalities", "max_output_tokens"} & updated["session"].keys()
+    await send(talk, "session.update", session={"input_audio_format": "pcm16"})
+    await append(talk, 0.5)
+    told = await send(talk, "input_audio_buffer.commit")
+    assert kinds(told)[:2] == ["input_audio_buffer.committed", "conversation.item.created"]
+    told = await send(talk, "response.create", response={"modalities": ["text"], "max_response_output_tokens": "inf"})
+    assert "response.text.delta" in kinds(told)
+    assert not [kind for kind in kinds(told) if "output_text" in kind or kind == "conversation.item.done"]
+    response = told[-1]["response"]
+    assert response["modalities"] == ["text"]
+    assert response["output"][0]["content"] == [{"type": "text", "text": "Hello there."}]
+    await talk.session.close()
+
+
+async def test_a_transcription_session_of_the_beta() -> None:
+    talk = Talk(SessionConfig(type="transcription"), in_beta_form=True)
+    assert talk.kinds()[0] == "transcription_session.created"
+    session = {"input_audio_transcription": {"model": "whisper-1"}, "turn_detection": {"type": "server_vad"}}
+    (updated,) = await send(talk, "transcription_session.update", session=session)
+    assert updated["type"] == "transcription_session.updated"
+    await talk.session.close()
