@@ -162,12 +162,13 @@ class KeyRequired:
 
 
 def key_of(scope: Scope) -> str:
-    """The key that a request brings; in browsers, sockets can't have headers, and bring it as a subprotocol."""
+    """The key that a request brings; sockets of browsers as a subprotocol, and Azure's clients under a name of their own."""
     for offered in scope.get("subprotocols", ()):
         if offered.startswith(KEY_SUBPROTOCOL):
             return str(offered.removeprefix(KEY_SUBPROTOCOL))
-    scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else ""
+    headers = Headers(scope=scope)
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else headers.get("api-key", "")
 
 
 def _unauthorized(given: bool) -> JSONResponse:

@@ -18,12 +18,12 @@ needs_node = pytest.mark.skipif(
 )
 
 
-def run(script: str, server: Server, audio: Path) -> None:
-    """Runs a file of node's tests against a server, about a recording."""
+def run(script: str, server: Server, audio: Path, **variables: str) -> None:
+    """Runs a file of node's tests against a server, about a recording; with further environment variables."""
     done = subprocess.run(
         ["node", "--test", script],
         cwd=FOLDER,
-        env=os.environ | {"BASE_URL": server.url, "MODEL": server.model, "AUDIO": str(audio)},
+        env=os.environ | {"BASE_URL": server.url, "MODEL": server.model, "AUDIO": str(audio), **variables},
         capture_output=True,
         text=True,
         timeout=240,

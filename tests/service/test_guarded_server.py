@@ -15,13 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
+from service.audio.decode import decode
+from service.audio.raw import encode
 from service.gate.keys import key_line, new_key
+from service.settings import DEFAULT_MODEL
+from tests.javascript import needs_node, run
 from tests.serving import Server, serve
 from tests.sounds import voice, wav
 
@@ -35,6 +40,7 @@ class Guarded:
     server: Server
     keys: Path
     key: str
+    certificate: str
     tls: ssl.SSLContext
     spans: list[tuple[str, str]] = field(default_factory=list)
 
@@ -82,7 +88,7 @@ def guarded(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     }
     try:
         with serve(official, folder / "cache", *options, "--log-format", "json", env=otel) as server:
-            yield Guarded(server, keys, key, ssl.create_default_context(cafile=certificate), spans)
+            yield Guarded(server, keys, key, certificate, ssl.create_default_context(cafile=certificate), spans)
     finally:
         collector.shutdown()
         collector.server_close()
@@ -201,3 +207,13 @@ def test_a_key_that_may_be_given_away(guarded: Guarded) -> None:
         assert json.loads(socket.recv(timeout=60))["session"]["instructions"] == "Be brief."
     with guarded.client(lent["value"]) as page:
         assert page.get("/v1/models").status_code == 401
+
+
+@needs_node
+def test_the_javascript_client_talks(guarded: Guarded, tmp_path: Path) -> None:
+    audio = tmp_path / "speech.wav"
+    with (DEFAULT_MODEL.parent / "samples" / "japan.flac").open("rb") as file:
+        said = np.concatenate(list(decode(file, max_seconds=60)))
+    resampled = np.frombuffer(encode(said, "pcm_s16le", 24000), np.int16)
+    audio.write_bytes(wav(np.asarray(resampled / 32768, np.float32), rate=24000))
+    run("realtime.test.js", guarded.server, audio, KEY=guarded.key, NODE_EXTRA_CA_CERTS=guarded.certificate)
