@@ -9,7 +9,7 @@ PIP_FLAGS ?=
 LOCK ?= requirements.lock
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 
-.PHONY: help setup setup-plain-torch serve model test check fuzz schemathesis diagram bench soak attack overload lock check-images clean
+.PHONY: help setup setup-plain-torch serve model test check fuzz schemathesis diagram bench soak soak-talk attack overload lock check-images clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -50,8 +50,9 @@ tests/javascript/node_modules: tests/javascript/package-lock.json
 	! command -v npm > /dev/null || npm ci --silent --no-audit --no-fund --prefix tests/javascript
 	@touch -c $@
 
-fuzz: .venv/bin/blsp ## Decode 20,000 mutated files of every format; no file may harm the service.
+fuzz: .venv/bin/blsp ## Decode 20,000 mutated files of every format, and hold 5,000 random talks; none may harm the service.
 	.venv/bin/python -m tests.fuzz
+	TALKS=5000 .venv/bin/pytest --timeout 3600 tests/service/test_realtime_fuzz.py
 
 schemathesis: .venv/bin/blsp ## Ten minutes of generated requests against the server on PORT: no defect, nothing that is not documented.
 	PYTHONPATH=. .venv/bin/schemathesis --config-file tests/schemathesis.toml run http://127.0.0.1:$(PORT)/openapi.json --max-time 600
@@ -82,6 +83,9 @@ soak: .venv/bin/blsp ## Send 5,000 requests to one server and see that memory an
 
 attack: .venv/bin/blsp ## Send what is made to stop a server, and see how long others have to wait beside it.
 	.venv/bin/python -m benchmarks.attack
+
+soak-talk: .venv/bin/blsp ## Talk for ten minutes on one socket, while others come and go, and see that memory stays as it is.
+	.venv/bin/python -m benchmarks.talk_soak
 
 overload: .venv/bin/blsp ## Send twice as many requests as one server can answer, for half an hour, and see that it refuses properly and stays quick.
 	.venv/bin/python -m benchmarks.overload

@@ -102,6 +102,7 @@ PARTS = {
         ),
         *("models/config", "models/features", "models/prompt"),
     },
+    "service/memory": {"service/gate"},
     "service/realtime": {
         *("service/errors", "service/request", "service/telemetry", "service/gate", "service/audio"),
         *("service/listening", "service/engine", "service/answers", "models/features", "models/prompt"),
@@ -117,6 +118,7 @@ PARTS = {
             "service/request",
             "service/telemetry",
             "service/gate",
+            "service/memory",
             "service/settings",
             "service/audio",
         ),

@@ -58,8 +58,15 @@ class Admission:
         self._queued = queued
         self._clock = clock
         self._running: Counter[str] = Counter()
+        self.admitted = 0
+        """How many requests were let in so far."""
         self._body_bytes = 0
         self._buckets: dict[str, tuple[float, float]] = {}  # requests left, and when that was so
+
+    @property
+    def running(self) -> int:
+        """How many requests are being answered."""
+        return self._running.total()
 
     @contextmanager
     def admit(self, client: str) -> Iterator[Callable[[int], None]]:
@@ -73,6 +80,7 @@ class Admission:
             metrics.REFUSALS.labels(error.code).inc()
             raise
         self._running[client] += 1
+        self.admitted += 1
         held = 0
 
         def hold(size: int) -> None:
@@ -99,7 +107,7 @@ class Admission:
                 f"You have {running} requests running, as many as one client may. Wait for one to end.",
                 code="client_requests",
             )
-        if is_reached(limits.requests, self._running.total(), running):
+        if is_reached(limits.requests, self.running, running):
             raise Overloaded("The service is busy with as many requests as it takes. Try again soon.", code="requests")
         self._check_bytes(self._body_bytes + 1, running)
         if is_reached(limits.audio_seconds, queued.audio_seconds, running):

@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
+from service import memory
 from service.answers.fields import invalid_field
 from service.engine import VLLMClientError, as_api_error
 from service.errors import ApiError, InvalidRequest, Overloaded, Unavailable
@@ -45,10 +46,11 @@ def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = l
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(_load(app, load, stop))
+        tasks = [asyncio.create_task(_load(app, load, stop)), asyncio.create_task(memory.watch(app.state.admission))]
         yield
-        loading.cancel()
-        await asyncio.gather(loading, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if app.state.service is not None:
             await app.state.service.close()
         if traces is not None:

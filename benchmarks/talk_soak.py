@@ -1,0 +1,102 @@
+"""`make soak-talk`: one talks for ten minutes on one socket, others come and go; every turn is answered, and memory stays as it is."""
+
+import argparse
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from time import perf_counter
+
+import aiohttp
+import numpy as np
+
+from benchmarks import processes
+from benchmarks.small import make_checkpoints
+from benchmarks.talk import EVENT_SECONDS, RATE, TOKENS, speech
+from models.features import SAMPLE_RATE
+from service.audio.raw import Samples, encode
+
+MINUTES = 10
+OTHERS = 3  # sockets beside the long one, for one turn each
+GROWTH = 1.05  # of resident memory, from the end of the second minute on
+PAUSE = np.zeros(SAMPLE_RATE, np.float32)
+
+
+async def turns(socket: aiohttp.ClientWebSocketResponse, seeds: AsyncIterator[int]) -> int:
+    """Takes one turn for each seed; how many were answered."""
+    session = {"max_output_tokens": TOKENS, "audio": {"input": {"transcription": {"model": "any"}}}}
+    await socket.send_json({"type": "session.update", "session": session})
+    answered = 0
+    async for seed in seeds:
+        await say(socket, np.concatenate([speech(2 + seed % 6, seed), PAUSE]))
+        async for message in socket:
+            event = json.loads(message.data)
+            if event["type"] == "error" or event.get("response", {}).get("status") == "failed":
+                raise RuntimeError(f"not answered: {event}")
+            if event["type"] == "response.done" and event["response"]["status"] != "cancelled":
+                answered += 1
+                break
+        else:
+            raise RuntimeError(f"the socket was closed with {socket.close_code}")
+    return answered
+
+
+async def say(socket: aiohttp.ClientWebSocketResponse, said: Samples) -> None:
+    """At the pace of speech."""
+    data, size, began = encode(said, "pcm_s16le", RATE), round(2 * RATE * EVENT_SECONDS), perf_counter()
+    for number, begin in enumerate(range(0, len(data), size), 1):
+        await asyncio.sleep(began + number * EVENT_SECONDS - perf_counter())
+        audio = base64.b64encode(data[begin : begin + size]).decode()
+        await socket.send_json({"type": "input_audio_buffer.append", "audio": audio})
+
+
+async def until(end: float, first: int, step: int) -> AsyncIterator[int]:
+    """Seeds up to a time."""
+    while perf_counter() < end:
+        yield first
+        first += step
+
+
+async def soak(server: processes.Server, minutes: float) -> tuple[int, list[int]]:
+    """How many turns were answered, and the resident MiB at the end of each minute."""
+    end = perf_counter() + 60 * minutes
+    sizes: list[int] = []
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(60)
+            sizes.append(sum(server.resident_mib().values()))
+            print(f"minute {len(sizes)}: {sizes[-1]} MiB", flush=True)
+
+    async with aiohttp.ClientSession() as http:
+
+        async def talk(first: int, step: int, once: bool) -> int:
+            answered = 0
+            while perf_counter() < end:
+                async with http.ws_connect(f"{server.url}/v1/realtime") as socket:
+                    last = perf_counter() + 1e-6 if once else end
+                    answered += await turns(socket, until(last, first + step * answered, step))
+            return answered
+
+        watching = asyncio.create_task(watch())
+        talks = [talk(0, OTHERS + 1, once=False), *(talk(i + 1, OTHERS + 1, once=True) for i in range(OTHERS))]
+        answered = await asyncio.gather(*talks)
+        watching.cancel()
+    return sum(answered), sizes
+
+
+def main() -> None:
+    """Prints the figures; ends with 1 where memory grew. What is not answered is an error."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=MINUTES)
+    minutes = parser.parse_args().minutes
+    make_checkpoints()
+    with processes.ours("bfloat16") as server:
+        answered, sizes = asyncio.run(soak(server, minutes))
+    grown = sizes[-1] / sizes[min(1, len(sizes) - 1)] if sizes else 1.0
+    print(f"{answered} turns answered; resident memory {sizes} MiB, {grown:.3f} times that after two minutes")
+    raise SystemExit(grown > GROWTH)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""Memory that a burst of requests took goes back to the system when it is over: C's allocator would keep it for the next."""
+
+import asyncio
+import ctypes
+
+from service.gate.admission import Admission
+
+QUIET_SECONDS = 5.0
+
+
+def give_back() -> None:
+    """Returns what is free; does nothing where the C library has no word for it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+async def watch(admission: Admission, seconds: float = QUIET_SECONDS) -> None:
+    """Gives back what requests took, when none has run for a while."""
+    given_back_after = admitted = 0
+    while True:
+        await asyncio.sleep(seconds)
+        quiet = admission.running == 0 and admission.admitted == admitted
+        admitted = admission.admitted
+        if quiet and admitted != given_back_after:
+            await asyncio.to_thread(give_back)
+            given_back_after = admitted

@@ -1,0 +1,68 @@
+import asyncio
+import os
+from contextlib import ExitStack
+
+import psutil
+import pytest
+
+from service import memory
+from service.gate.admission import Admission, Limits, Queued
+
+MIB = 1 << 20
+
+
+def resident() -> int:
+    return int(psutil.Process(os.getpid()).memory_info().rss)
+
+
+def test_what_is_free_goes_back() -> None:
+    """200 MiB in pieces, between which some are still in use."""
+    memory.give_back()
+    before = resident()
+    pieces = [bytes([i % 255 + 1]) * 4096 for i in range(200 * MIB // 4096)]
+    kept = pieces[::1000]
+    assert resident() - before > 150 * MIB
+    del pieces
+    memory.give_back()
+    assert resident() - before < 50 * MIB
+    assert kept
+
+
+async def test_it_is_given_back_once_when_it_has_been_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    slept: asyncio.Queue[None] = asyncio.Queue()
+
+    async def sleep(seconds: float) -> None:
+        await slept.get()
+
+    async def in_thread(work: object) -> None:
+        given.append(admission.admitted)
+
+    monkeypatch.setattr("service.memory.asyncio.sleep", sleep)
+    monkeypatch.setattr("service.memory.asyncio.to_thread", in_thread)
+    admission = Admission(Limits(0, 0, 0, 0, 0, 0), lambda: Queued(0.0, 0))
+    watching = asyncio.create_task(memory.watch(admission))
+    loop = asyncio.get_running_loop()
+
+    async def passes() -> None:
+        slept.put_nowait(None)
+        while not slept.empty():
+            await asyncio.wait([loop.create_future()], timeout=0)
+        await asyncio.wait([loop.create_future()], timeout=0)
+
+    with ExitStack() as running:
+        running.enter_context(admission.admit("a"))
+        await passes()
+        await passes()
+        assert not given, "somebody is being answered"
+    await passes()
+    assert given == [1]
+    await passes()
+    assert given == [1], "nothing has happened since"
+    with admission.admit("a"):
+        pass
+    await passes()
+    assert given == [1], "it was not quiet all the while"
+    await passes()
+    assert given == [1, 2]
+    watching.cancel()
