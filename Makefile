@@ -9,7 +9,7 @@ PIP_FLAGS ?=
 LOCK ?= requirements.lock
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 
-.PHONY: help setup setup-plain-torch serve model test check fuzz schemathesis diagram bench soak soak-talk attack overload lock check-images clean
+.PHONY: help setup setup-plain-torch serve model test check fuzz schemathesis diagram bench soak soak-talk attack overload lock check-images screenshots clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -74,6 +74,10 @@ check-images: .venv/bin/blsp ## Do what the images' RUN lines do, as far as that
 
 diagram: .venv/bin/blsp ## Draw into CONTRIBUTING.md who imports whom.
 	.venv/bin/python -m tests.diagram
+
+screenshots: .venv/bin/blsp ## Take pictures of the page in build/screenshots, and the README's.
+	.venv/bin/python -m tests.page.screenshots build/screenshots
+	cp build/screenshots/answered-light.png docs/page.png
 
 bench: .venv/bin/blsp ## Measure speed beside vLLM's own speech serving, the engine alone and a plain loop (33 minutes); writes benchmarks/RESULTS.md.
 	.venv/bin/python -m benchmarks.serving

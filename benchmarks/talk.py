@@ -48,24 +48,28 @@ def speech(seconds: float, seed: int) -> Samples:
 async def talked(url: str, said: Samples, told_by_server: bool) -> float:
     """Says it at the pace of speech; seconds from the end of the turn, which the client or the server tells, to the first text."""
     quiet = np.zeros(SAMPLE_RATE if told_by_server else 0, np.float32)
-    data = encode(np.concatenate([said, quiet]), "pcm_s16le", RATE)
-    size = round(2 * RATE * EVENT_SECONDS)
     detection = {"type": "server_vad", "silence_duration_ms": SILENCE_MS} if told_by_server else None
     session = {"max_output_tokens": TOKENS, "audio": {"input": {"turn_detection": detection}}}
     async with aiohttp.ClientSession() as http, http.ws_connect(f"{url}/v1/realtime") as socket:
         await socket.send_json({"type": "session.update", "session": session})
         began = perf_counter()
         answered = asyncio.create_task(_answered(socket, began + len(said) / SAMPLE_RATE))
-        for number, begin in enumerate(range(0, len(data), size), 1):
-            await asyncio.sleep(began + number * EVENT_SECONDS - perf_counter())
-            audio = base64.b64encode(data[begin : begin + size]).decode()
-            await socket.send_json({"type": "input_audio_buffer.append", "audio": audio})
+        await say(socket, np.concatenate([said, quiet]))
         ended = perf_counter()
         if not told_by_server:
             await socket.send_json({"type": "input_audio_buffer.commit"})
             await socket.send_json({"type": "response.create"})
         stopped, first = await answered
         return first - (stopped if told_by_server else ended)
+
+
+async def say(socket: aiohttp.ClientWebSocketResponse, said: Samples) -> None:
+    """Sends it at the pace of speech."""
+    data, size, began = encode(said, "pcm_s16le", RATE), round(2 * RATE * EVENT_SECONDS), perf_counter()
+    for number, begin in enumerate(range(0, len(data), size), 1):
+        await asyncio.sleep(began + number * EVENT_SECONDS - perf_counter())
+        audio = base64.b64encode(data[begin : begin + size]).decode()
+        await socket.send_json({"type": "input_audio_buffer.append", "audio": audio})
 
 
 async def _answered(socket: aiohttp.ClientWebSocketResponse, since: float) -> tuple[float, float]:

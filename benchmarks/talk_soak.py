@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import base64
 import json
 from collections.abc import AsyncIterator
 from time import perf_counter
@@ -12,9 +11,8 @@ import numpy as np
 
 from benchmarks import processes
 from benchmarks.small import make_checkpoints
-from benchmarks.talk import EVENT_SECONDS, RATE, TOKENS, speech
+from benchmarks.talk import TOKENS, say, speech
 from models.features import SAMPLE_RATE
-from service.audio.raw import Samples, encode
 
 MINUTES = 10
 OTHERS = 3  # sockets beside the long one, for one turn each
@@ -39,15 +37,6 @@ async def turns(socket: aiohttp.ClientWebSocketResponse, seeds: AsyncIterator[in
         else:
             raise RuntimeError(f"the socket was closed with {socket.close_code}")
     return answered
-
-
-async def say(socket: aiohttp.ClientWebSocketResponse, said: Samples) -> None:
-    """At the pace of speech."""
-    data, size, began = encode(said, "pcm_s16le", RATE), round(2 * RATE * EVENT_SECONDS), perf_counter()
-    for number, begin in enumerate(range(0, len(data), size), 1):
-        await asyncio.sleep(began + number * EVENT_SECONDS - perf_counter())
-        audio = base64.b64encode(data[begin : begin + size]).decode()
-        await socket.send_json({"type": "input_audio_buffer.append", "audio": audio})
 
 
 async def until(end: float, first: int, step: int) -> AsyncIterator[int]:

@@ -131,6 +131,7 @@ class ServeSettings(ModelSettings):
         None,
         description="name of the model in the API, or several with commas between: answers carry the first; default: the end of MODEL",
     )
+    page: bool = Field(True, description="show a page at / from which a browser can record and ask")
     root_path: str = Field("", description="path below which a proxy offers the service, e.g. /speech")
     max_upload_bytes: int = Field(64 << 20, ge=1, description="largest request body, bytes")
     max_requests: int = Field(256, ge=0, description="requests that are answered at the same time; 0: no limit")

@@ -15,6 +15,7 @@ ONLY = {
     "fastapi": {
         "service/http/app.py",
         "service/http/json_route.py",
+        "service/http/page.py",
         "service/http/realtime.py",
         "service/http/routes.py",
     },
@@ -76,6 +77,7 @@ PARTS = {
     },
     "service/errors": set(),
     "service/lifeline": set(),
+    "service/page": set(),
     "service/progress": set(),
     "service/telemetry": set(),
     "service/request": {"service/telemetry"},
@@ -119,6 +121,7 @@ PARTS = {
             "service/telemetry",
             "service/gate",
             "service/memory",
+            "service/page",
             "service/settings",
             "service/audio",
         ),

@@ -21,7 +21,7 @@ from service.engine import VLLMClientError, as_api_error
 from service.errors import ApiError, InvalidRequest, Overloaded, Unavailable
 from service.gate.admission import Admission, Queued
 from service.gate.keys import Keys
-from service.http import realtime, routes
+from service.http import page, realtime, routes
 from service.http.body import MAX_FIELD_BYTES
 from service.http.door import Admitted, BodyLimit, Deadlines, Drain, Refusal
 from service.http.middleware import CLIENT_GONE, Habits, KeyRequired, Observed
@@ -73,6 +73,8 @@ def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = l
     app.state.sessions = Admission(settings.session_admission(), lambda: Queued(0.0, 0))
     app.include_router(routes.router)
     app.include_router(realtime.router)
+    if settings.page:
+        app.include_router(page.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(VLLMClientError, _engine_refusal)
@@ -84,7 +86,8 @@ def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = l
     )
     app.add_middleware(Admitted, admission=app.state.admission)
     if keys.required:
-        app.add_middleware(KeyRequired, keys=keys, open_paths=settings.open_endpoints)
+        open_paths = [*settings.open_endpoints, *(page.PATHS if settings.page else ())]
+        app.add_middleware(KeyRequired, keys=keys, open_paths=open_paths)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -1,0 +1,3 @@
+// Elements of the page.
+
+export const find = (id) => document.getElementById(id);
