@@ -31,7 +31,7 @@ def default_cache() -> Path:
 
 def model_name(model: str) -> str:
     """What a checkpoint is called where nobody names it: the last part of its path or id."""
-    return "blsp-smol" if Path(model) == DEFAULT_MODEL else Path(model).name
+    return "blsp-smol" if Path(model).resolve() == DEFAULT_MODEL.resolve() else Path(model).name
 
 
 class ModelSettings(BaseSettings):

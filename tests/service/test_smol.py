@@ -6,6 +6,7 @@ Beside the checkpoint there is samples/samples.json, a list of {"file", "text"}:
 
 import base64
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -119,3 +120,4 @@ def test_its_llm_hears_what_it_reads(smol_cache: Path, samples: list[Sample], tm
 
 def test_it_is_the_default() -> None:
     assert ServeSettings().names() == ("blsp-smol",)
+    assert ServeSettings(model=os.path.relpath(SMOL)).names() == ("blsp-smol",), "as `make serve` names it"
