@@ -9,7 +9,7 @@ PIP_FLAGS ?=
 LOCK ?= requirements.lock
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 
-.PHONY: help setup setup-plain-torch serve model test check fuzz schemathesis diagram bench soak soak-talk attack overload lock check-images screenshots clean
+.PHONY: help setup setup-plain-torch serve model test check mutation fuzz schemathesis diagram bench soak soak-talk attack overload lock check-images screenshots clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ test: .venv/bin/blsp tests/javascript/node_modules ## Run all tests, the end-to-
 tests/javascript/node_modules: tests/javascript/package-lock.json
 	! command -v npm > /dev/null || npm ci --silent --no-audit --no-fund --prefix tests/javascript
 	@touch -c $@
+
+mutation: .venv/bin/blsp ## Change a sample of the code, one line at a time, and see which changes the tests notice (half an hour); writes tests/MUTATION.md.
+	.venv/bin/python -m tests.mutation
 
 fuzz: .venv/bin/blsp ## Decode 20,000 mutated files of every format, and hold 5,000 random talks; none may harm the service.
 	.venv/bin/python -m tests.fuzz

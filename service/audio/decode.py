@@ -41,15 +41,13 @@ CONTAINERS = (
     "aac,ac3,aiff,amr,amrnb,amrwb,asf,au,avi,caf,eac3,flac,flv,loas,matroska,"
     "mov,mp3,mpeg,mpegts,nistsphere,ogg,tta,voc,w64,wav,webm,wv"
 )
-# Only the source is ever opened (no protocol), little is probed before the first sample, frames have a bounded size,
-# and MP4 does not look behind its media data for more (ignidx).
+# Only the source is ever opened (no protocol), little is probed before the first sample, and MP4 does not look behind its media data for
+# more (ignidx).
 OPTIONS = {
     "format_whitelist": CONTAINERS,
     "protocol_whitelist": "none",
     "probesize": "16384",  # more where no audio track is found in that
     "fflags": "ignidx",
-    "max_samples": str(MAX_FRAME_SAMPLES),
-    "max_pixels": str(1 << 22),
     "max_size": str(
         1 << 14
     ),  # bytes of a packet of a WAV file: four times ffmpeg's own, for a packet costs more than its samples
@@ -302,6 +300,7 @@ def _audio_track(container: InputContainer) -> AudioStream:
     context = stream.codec_context
     if context.sample_rate or context.channels:
         _check_shape(context.sample_rate, context.channels)
+    context.options = {"max_samples": str(MAX_FRAME_SAMPLES)}
     return stream
 
 

@@ -52,6 +52,8 @@ def scores(*tokens: int, likely: float = 9.0) -> Tensor:
         ([0, 1, 0, 2, 0], [1, 3]),
         ([1, 1, 1, 2, 2, 1], [0, 3, 5]),
         ([1, 0, 1], [0, 2]),
+        ([1], [0]),
+        ([2, 2, 1], [0, 2]),
         ([3], [0]),
     ],
 )
@@ -65,8 +67,8 @@ def test_many_unlikely_tokens_are_no_blank() -> None:
 
 
 def test_silence_is_its_likeliest_row() -> None:
-    silence = torch.tensor([[9.0, 0, 0, 0], [9.0, 0, 3, 0], [9.0, 0, 0, 0]])
-    assert first_of_each(silence).tolist() == [1]
+    silence = torch.tensor([[9.0, 0, 0, 0], [9.0, 0, 0, 2], [9.0, 0, 3, 0], [9.0, 0, 0, 0]])
+    assert first_of_each(silence).tolist() == [2]
 
 
 @pytest.fixture
@@ -88,6 +90,28 @@ def test_a_sure_row_is_the_embedding_of_its_token(speller: Speller) -> None:
     torch.testing.assert_close(speller(row), speller.embeddings[best][None])
 
 
+def test_a_score_is_the_scaled_product_of_row_and_spelling_and_the_tokens_bias(speller: Speller) -> None:
+    row = torch.randn(12)
+    query, keys = speller.query(row), speller.spelling(speller.spellings)
+    expected = [speller.blank(row).item()]
+    expected += [(query.dot(key[:-1]) / 9**0.5 + key[-1]).item() for key in keys]  # of 8 numbers and a bias
+    torch.testing.assert_close(speller.scores(row), torch.tensor(expected))
+
+
+def test_space_capital_and_the_order_of_letters_are_heard_in_a_spelling(speller: Speller) -> None:
+    _, spellings = spoken_tokens({token: i for i, token in enumerate(["ab", "Ġab", "Ab", "ĠAb", "ba"])})
+    keys = speller.spelling(spellings)
+    assert torch.cdist(keys, keys).fill_diagonal_(1.0).min() > 1e-3
+
+
+def test_a_letter_and_its_place_are_of_one_size(speller: Speller) -> None:
+    assert speller.spelling.place.weight.shape == (LONGEST, speller.spelling.letter.embedding_dim)
+
+
+def test_what_is_known_of_the_llm_is_no_part_of_the_state(speller: Speller) -> None:
+    assert speller.state_dict().keys() == dict(speller.named_parameters()).keys()
+
+
 def test_a_row_is_a_mixture_of_embeddings(speller: Speller) -> None:
     rows = torch.randn(1, 12)
     speller.blank.bias.fill_(-100.0)
@@ -103,6 +127,7 @@ def test_a_row_is_a_mixture_of_embeddings(speller: Speller) -> None:
         (["Ġroast", "st", "ed"], [0, 2]),
         (["Ġhad", "Ġhad"], [0, 1]),  # another word
         (["Ġso", ".", "."], [0, 1, 2]),
+        (["Ġthat's", "'s"], [0, 1]),
         (["Ġpro", "duced", "Ġand", "and"], [0, 1, 2]),
     ],
 )

@@ -73,6 +73,15 @@ def test_requests_of_one_client() -> None:
     door.let_in("a")
 
 
+def test_a_request_that_ends_leaves_the_clients_others_counted() -> None:
+    door = Door(client_requests=2)
+    with door.admission.admit("a"):
+        door.let_in("a")
+        with door.admission.admit("a"):
+            assert door.refusal("a").code == "client_requests"
+    assert not door.admission._running  # no name stays
+
+
 def test_bytes_of_bodies_together() -> None:
     door = Door(body_bytes=10)
     with door.admission.admit("a") as hold:
@@ -188,6 +197,18 @@ def test_many_clients_are_not_remembered_for_ever() -> None:
         door.now += 0.01
         door.let_in(f"client {i}")
     assert len(door.admission._buckets) <= MAX_BUCKETS
+
+
+def test_who_was_here_in_the_last_minute_is_remembered_among_many() -> None:
+    door = Door(client_requests_per_minute=6)
+    for _ in range(6):
+        door.let_in("a")
+    door.now += 59.9
+    for i in range(MAX_BUCKETS):  # the last of them makes room
+        door.let_in(f"client {i}")
+    for _ in range(5):
+        door.let_in("a")
+    assert door.refusal("a").code == "rate"
 
 
 def test_refusals_are_counted_by_reason() -> None:

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.audio.decode import SAMPLE_RATE, decode
+from service.audio.decode import MAX_FRAME_SAMPLES, SAMPLE_RATE, decode
 from service.audio.upload import GrowingBuffer
 from service.errors import ApiError, AudioTooLong, InvalidAudio, NotAudio, TruncatedAudio, UploadTooLarge
 
@@ -661,3 +661,29 @@ def test_the_way_it_arrives_does_not_matter(name: str, cuts: list[int]) -> None:
     decoding.join()
     assert decoding.error is None
     np.testing.assert_array_equal(np.concatenate(decoding.chunks), whole(data))
+
+
+def alac(n_samples: int) -> bytes:
+    """A file of one packet that holds so many samples of silence, uncompressed; its header allows packets of any size."""
+    bits = f"{'0' * 19}1001{n_samples:032b}" + "0" * 16 * n_samples + "111"
+    data = int(bits + "0" * (-len(bits) % 8), 2).to_bytes(-(-len(bits) // 8), "big")
+    file = io.BytesIO()
+    with av.open(file, "w", format="ipod") as out:
+        stream = out.add_stream("alac", rate=16000)
+        assert isinstance(stream, av.AudioStream)
+        stream.codec_context.layout, stream.codec_context.format = "mono", "s16p"
+        out.start_encoding()
+        packet = av.Packet(data)
+        packet.stream, packet.pts, packet.dts, packet.duration = stream, 0, 0, n_samples
+        assert stream.time_base is not None
+        packet.time_base = stream.time_base
+        out.mux(packet)
+    largest, allowed = struct.pack(">I", 4096) + b"\0\x10", struct.pack(">I", 1 << 22) + b"\0\x10"
+    assert largest in file.getvalue()
+    return file.getvalue().replace(largest, allowed)
+
+
+def test_a_packet_may_not_become_any_number_of_samples() -> None:
+    assert len(whole(alac(8000))) == 8000
+    with pytest.raises(InvalidAudio):
+        whole(alac(MAX_FRAME_SAMPLES + 1), max_seconds=600)

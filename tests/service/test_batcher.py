@@ -110,6 +110,7 @@ async def test_closing_releases_whoever_waits() -> None:
     encoder.gate.set()
     await b.close()
     assert isinstance((await asyncio.gather(waiting, return_exceptions=True))[0], Unavailable)
+    assert not b.queued_seconds
     first.cancel()
     with pytest.raises(Unavailable):
         await b.embed(window(1), 1)
@@ -194,6 +195,10 @@ async def test_a_batch_takes_from_every_client() -> None:
 async def test_a_short_window_is_not_held_up_by_long_ones_in_its_batch() -> None:
     order = await batches(16, ("short", [500, 900]), ("long", [3000] * 3))
     assert order == [[500, 900], [3000] * 3]
+
+
+async def test_the_most_similar_lengths_come_first() -> None:
+    assert await batches(2, ("a", [1000, 700, 990])) == [[1000, 990], [700]]
 
 
 async def test_a_batch_has_a_limit_of_audio() -> None:

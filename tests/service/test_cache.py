@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 from torch import Tensor
 
 from service.listening.cache import EmbeddingCache, RecordingCache, fingerprint, fingerprint_of_file
@@ -60,6 +61,22 @@ def test_rows_of_several_windows_are_all_there_or_none() -> None:
     cache.put(b"d", rows(3))  # for which the one goes that was not asked for
     assert cache.get_all([b"a", b"c"]) is None
     assert cache.get_all([b"a", b"b", b"d"]) is not None
+
+
+def test_hits_and_misses_are_counted() -> None:
+    def counted() -> list[float]:
+        name = "blsp_embedding_cache_windows_total"
+        return [REGISTRY.get_sample_value(name, {"result": result}) or 0.0 for result in ("hit", "miss")]
+
+    cache, (hits, misses) = EmbeddingCache(1000), counted()
+    cache.get(b"a")
+    assert counted() == [hits, misses + 1]
+    cache.put(b"a", rows(1))
+    cache.get(b"a")
+    assert counted() == [hits + 1, misses + 1]
+    cache.get_all([b"a", b"a"])
+    cache.get_all([b"a", b"b"])
+    assert counted() == [hits + 3, misses + 1]
 
 
 def test_recordings_make_room_by_their_windows() -> None:

@@ -4,12 +4,15 @@ import asyncio
 import base64
 import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, BinaryIO, cast
 
 import pytest
 import torch
 
+from models.prompt import Message, Prompt
 from service.answers.conversation import AT_A_TIME, Conversations, parse_messages
+from service.answers.speech import SpeechRequest, SpeechService
 from service.errors import ApiError, AudioTooLong, InvalidAudio
 from service.listening.listener import Budget, Recording
 
@@ -91,6 +94,21 @@ async def test_what_the_request_has_brought_elsewhere_counts() -> None:
     assert await heard(Ears(60.0), spoken(20), heard_seconds=40.0) == [20.0]
     with pytest.raises(AudioTooLong):
         await heard(Ears(60.0), spoken(20), heard_seconds=41.0)
+
+
+async def test_a_recording_and_the_history_before_it_may_be_as_long_as_one_together() -> None:
+    class Built(Exception):
+        """The prompt is being built: nothing was refused."""
+
+    async def build(messages: list[Message], param: str) -> Prompt:
+        raise Built
+
+    ears, prompts = Ears(60.0), SimpleNamespace(check_pieces=lambda count, param: None, build=build)
+    service = SpeechService(cast(Any, None), Conversations(cast(Any, ears), cast(Any, ears)), cast(Any, prompts), ["a"])
+    for seconds, outcome in ((40, Built), (41, AudioTooLong)):
+        recording = Recording([torch.zeros(1, 1)], [seconds * RATE])
+        with pytest.raises(outcome):
+            await anext(service.answer(SpeechRequest(history=spoken(20)), recording))
 
 
 async def test_after_an_error_nothing_goes_on() -> None:

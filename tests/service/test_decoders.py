@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from service.audio import decode as audio
-from service.audio.decoder_process import FAILED, FRAME, SAMPLES
+from service.audio.decoder_process import FAILED, FRAME, SAMPLES, _RemoteFile
 from service.audio.decoders import IDLE, MAX_MESSAGE_BYTES, MAX_SAMPLES, RECORDINGS, DecoderDied, Decoders, _Decoder
 from service.audio.upload import GrowingBuffer
 from service.errors import ApiError, AudioTooLong, InvalidAudio, Unavailable
@@ -279,6 +279,16 @@ def test_closing_does_not_wait_for_a_parent_that_hangs(own: Callable[..., Decode
     os.kill(parent.pid, signal.SIGSTOP)
     decoders.close()
     assert parent.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("offset", "whence"), [(-1, io.SEEK_SET), (0, io.SEEK_CUR), (0, io.SEEK_END)])
+def test_a_decoder_goes_to_no_place_but_one_counted_from_the_start(offset: int, whence: int) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        file = _RemoteFile(theirs)
+        assert file.seek(7) == 7
+        with pytest.raises(ValueError, match="can't seek"):
+            file.seek(offset, whence)
 
 
 @contextlib.contextmanager

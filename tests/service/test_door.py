@@ -16,11 +16,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import Unavailable
 from service.gate.admission import Admission, Limits, Queued
-from service.http.door import Admitted, Deadlines, Drain
+from service.http.door import Admitted, BodyLimit, Deadlines, Drain
 from service.http.events import EventStream
 from service.http.server import Server
 from service.settings import ServeSettings
@@ -204,6 +204,20 @@ def test_the_end_of_the_drain_ends_whatever_runs() -> None:
             text.result()
     assert sorted(ENDED) == ["/v1/sleep", "text/event-stream", "text/plain"]
     assert refusals("unavailable") == before + 4
+
+
+@pytest.mark.parametrize("wrap", [lambda app: BodyLimit(app, 1), admitting(requests=1), deadlines(1.0, 1.0)])
+async def test_the_applications_life_passes(wrap: Callable[[ASGIApp], ASGIApp]) -> None:
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["type"])
+
+    async def nothing(*_: Message) -> Message:
+        raise AssertionError
+
+    await wrap(app)({"type": "lifespan"}, nothing, nothing)  # type: ignore[arg-type]
+    assert seen == ["lifespan"]
 
 
 def test_too_many_requests_are_429() -> None:

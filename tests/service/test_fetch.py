@@ -13,13 +13,13 @@ PARAM = "messages[0].content[0].audio_url.url"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers by path; a redirect's target is its query."""
+    """Answers by path; a redirect's target is its query, and its status, where it is another, the end of its path."""
 
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
         SEEN.append((self.headers["Host"], path))
-        if path == "/redirect":
-            self.send_response(302)
+        if path.startswith("/redirect"):
+            self.send_response(int(path.removeprefix("/redirect") or 302))
             self.send_header("Location", query)
             self.end_headers()
         elif path == "/audio":
@@ -77,6 +77,8 @@ async def test_a_listed_host(port: int) -> None:
         "http://other.example/audio",
         "http://audio.example/audio",  # another port
         "http://audio.example.evil.example:{port}/audio",
+        "http://someone@audio.example:{port}/audio",
+        "http://:secret@audio.example:{port}/audio",
         "http://audio.example:{port}@127.0.0.1:{port}/audio",
         "http://evil.example#@audio.example:{port}/audio",
         "http://evil.example\\@audio.example:{port}/audio",
@@ -133,6 +135,12 @@ async def test_the_name_is_resolved_once(port: int) -> None:
 
 async def test_redirects_within_the_list(port: int) -> None:
     url = f"http://audio.example:{port}/redirect?/redirect?http://127.0.0.1:{port}/audio"
+    assert await fetcher(port).fetch(url, PARAM) == b"x" * 1000
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_redirects_of_every_kind(port: int, status: int) -> None:
+    url = f"http://audio.example:{port}/redirect{status}?/audio"
     assert await fetcher(port).fetch(url, PARAM) == b"x" * 1000
 
 

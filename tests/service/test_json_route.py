@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 
 import pytest
 from fastapi import FastAPI
@@ -6,7 +7,7 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, WrongMediaType
 from service.http.json_route import MAX_COMMAS, MAX_CONTAINERS, JsonRoute, check_values
 
 
@@ -41,13 +42,37 @@ def test_what_is_no_json_is_somebody_elses_to_refuse(text: bytes) -> None:
     check_values(text)
 
 
-def test_an_endpoint_does_not_read_it() -> None:
+@pytest.fixture
+def http() -> Iterator[TestClient]:
+    """A client of an endpoint that takes a JSON object, and answers with the number of its values."""
     app = FastAPI()
     app.router.route_class = JsonRoute
 
     @app.post("/")
     async def count(body: dict[str, object]) -> int:
-        raise AssertionError("it was read")
+        return len(body)
 
-    with TestClient(app) as http, pytest.raises(InvalidRequest):
-        http.post("/", content=b'{"a": [' + b"[]," * MAX_CONTAINERS + b"[]]}")
+    with TestClient(app) as http:
+        yield http
+
+
+def test_an_endpoint_does_not_read_it(http: TestClient) -> None:
+    with pytest.raises(InvalidRequest, match="more than"):
+        http.post(
+            "/",
+            content=b'{"a": [' + b"[]," * MAX_CONTAINERS + b"[]]}",
+            headers={"content-type": "application/json"},
+        )
+
+
+@pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8", "application/ld+json"])
+def test_json_is_read_by_whatever_name(http: TestClient, kind: str) -> None:
+    assert http.post("/", content=b'{"a": 1, "b": 2}', headers={"content-type": kind}).json() == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("text/plain", "is 'text/plain'"), ("application/jsonp", "jsonp'"), ("", "is missing")]
+)
+def test_what_is_not_said_to_be_json_is_not_read(http: TestClient, kind: str, said: str) -> None:
+    with pytest.raises(WrongMediaType, match=said):
+        http.post("/", content=b'{"a": 1, "b": 2}', headers={"content-type": kind})

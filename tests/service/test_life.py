@@ -94,6 +94,25 @@ async def test_what_waits_inside_closes_the_door(queued: Queued, code: str) -> N
         assert (await first).status_code == 200
 
 
+async def test_the_end_closes_the_service_and_sends_the_last_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+
+    async def close() -> None:
+        ended.append("service")
+
+    async def load() -> Service:
+        return SimpleNamespace(engine=Engine(), close=close, queued=lambda: Queued(0, 0))  # type: ignore[return-value]
+
+    traces = SimpleNamespace(shutdown=lambda: ended.append("traces"))
+    monkeypatch.setattr("service.http.app.tracing.start", lambda version: traces)
+    app = application.create_app(ServeSettings.model_validate({"model": "tiny"}), load)
+    async with app.router.lifespan_context(app):
+        while app.state.service is None:
+            await asyncio.sleep(0)
+        assert not ended
+    assert ended == ["service", "traces"]
+
+
 def test_each_limit_at_the_door_is_its_own_setting() -> None:
     settings = ServeSettings.model_validate(
         {

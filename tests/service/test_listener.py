@@ -18,7 +18,7 @@ from service.audio.upload import GrowingBuffer
 from service.errors import ApiError, AudioTooLong, ContextTooLong, DeadlineExceeded, NotAudio
 from service.gate.admission import Admission, Limits, Queued
 from service.listening.batcher import EncodingFailed
-from service.listening.listener import AT_ONCE_BYTES, Ahead, Listener, Recording
+from service.listening.listener import AT_ONCE_BYTES, Ahead, Budget, Listener, Recording
 from tests.sounds import voice, wav
 
 
@@ -222,6 +222,22 @@ async def test_a_recording_that_can_not_be_decoded_is_not_remembered(decoded: li
         assert len(decoded) == 2
 
 
+async def test_who_feeds_a_recording_hears_why_nobody_listens_any_more() -> None:
+    async with listener(Ears()) as ear:
+        damaged, silent = upload(b"no audio at all"), SilentUpload()
+        with pytest.raises(NotAudio):
+            await ear.hear(damaged)
+        with pytest.raises(NotAudio):
+            damaged.feed(b"more")
+        hearing = asyncio.create_task(ear.hear(silent))
+        await silent.is_read()
+        hearing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await hearing
+        with pytest.raises(ConnectionAbortedError, match="nobody listens"):
+            silent.feed(b"more")
+
+
 async def test_recordings_of_one_budget() -> None:
     async with listener(Ears()) as ear:
         budget = ear.budget(spent_seconds=500)
@@ -229,6 +245,12 @@ async def test_recordings_of_one_budget() -> None:
         for seconds in (65, 64):  # heard before, and not
             with pytest.raises(AudioTooLong, match="limit of 600 s"):
                 await ear.hear(io.BytesIO(wav(voice(seconds))), budget=budget)
+
+
+def test_a_budget_lasts_to_its_last_token() -> None:
+    Budget(max_seconds=60, context=3).spend(60 * SAMPLE_RATE, 3)
+    with pytest.raises(ContextTooLong, match="4 tokens or more"):
+        Budget(max_seconds=60, context=3).spend(1, 4)
 
 
 async def test_audio_that_can_not_fit_the_context_is_refused_before_it_is_encoded() -> None:
@@ -291,6 +313,12 @@ async def test_a_recording_that_no_decoder_is_free_for_is_late() -> None:
         with pytest.raises(ConnectionAbortedError):
             await asyncio.gather(*held)
         assert len((await ear.hear(io.BytesIO(wav(voice(1))))).windows) == 1
+
+
+async def test_a_recording_that_the_encoder_does_not_get_to_is_late() -> None:
+    async with listener(Ears(held=SAMPLE_RATE), encode_seconds=0.5) as ear:
+        with pytest.raises(DeadlineExceeded, match=r"longer than 0\.5 s for the encoder"):
+            await ear.hear(io.BytesIO(wav(voice(1))))
 
 
 async def test_slow_uploads_of_one_client_do_not_keep_anothers_recording_waiting() -> None:

@@ -64,6 +64,7 @@ async def test_with_keys_what_is_not_open_needs_one(path: str) -> None:
         refusals = [await http.get(path), await http.get(path, headers=bearer(new_key()))]
         refusals.append(await http.get(path, headers={"Authorization": f"Basic {KEY}"}))
         assert (await http.get(path, headers=bearer(KEY))).status_code != 401
+        assert (await http.get(path, headers={"api-key": KEY})).status_code != 401  # as Azure's clients send it
     for refusal in refusals:
         assert refusal.status_code == 401
         error = refusal.json()["error"]
@@ -148,7 +149,10 @@ async def test_a_defect_is_a_500_with_an_id_and_a_traceback_in_the_log(caplog: p
     def fail() -> None:
         raise RuntimeError("a defect")
 
-    before = count(endpoint="other", status="500", client="anonymous")
+    def refused() -> float:
+        return REGISTRY.get_sample_value("blsp_refusals_total", {"reason": "internal_error"}) or 0.0
+
+    before, refused_before = count(endpoint="other", status="500", client="anonymous"), refused()
     async with client(broken=fail) as http:
         answer = await http.get("/broken", headers={"x-request-id": "abc-2"})
     assert answer.status_code == 500
@@ -156,6 +160,7 @@ async def test_a_defect_is_a_500_with_an_id_and_a_traceback_in_the_log(caplog: p
     assert "defect" not in answer.text
     assert answer.headers["x-request-id"] == "abc-2"
     assert count(endpoint="other", status="500", client="anonymous") == before + 1
+    assert refused() == refused_before + 1
     assert "RuntimeError: a defect" in caplog.text
 
 

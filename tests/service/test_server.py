@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from tests.service.test_door import FLOODED, deadlines, running
+from tests.service.test_door import FLOODED, deadlines, refusals, running
 
 GET = b"GET /echo HTTP/1.1\r\nHost: x\r\n"
 TOO_MUCH = 10 << 20  # of what nobody should take
@@ -105,6 +105,7 @@ CHUNKED = b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n
     ids=["path", "name", "value", "trailer", "extension"],
 )
 def test_a_head_without_end_is_refused(begin: bytes, status: int | None) -> None:
+    before = refusals("head_too_large")
     with running(lambda app: app) as url, connect(url) as client:
         client.sendall(begin)
         sent = 0
@@ -115,6 +116,7 @@ def test_a_head_without_end_is_refused(begin: bytes, status: int | None) -> None
             pass
         assert sent < TOO_MUCH
         received = rest(client)
+    assert refusals("head_too_large") == before + 1
     if status is None:
         assert received == b""
     else:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from service.audio.decode import EXPECTED, SAMPLE_RATE, decode
 from service.audio.decoders import Decoders
-from service.audio.headers import is_placeholder
+from service.audio.headers import is_placeholder, is_silent_amr
 from service.audio.structure import EBML, unfinished
 from service.errors import ApiError, AudioTooLong, InvalidAudio, NotAudio
 
@@ -169,6 +169,11 @@ def test_a_live_stream_without_sizes_is_whole_between_its_blocks() -> None:
     assert unfinished(io.BytesIO(data[:-1]), data[:12]) == "block"
 
 
+def test_an_element_of_which_nothing_but_its_size_is_there_is_missing() -> None:
+    data = EBML + b"\x80" + b"\xec\x85"
+    assert unfinished(io.BytesIO(data), data[:12]) == "element"
+
+
 def test_a_size_beyond_any_file_is_only_a_size() -> None:
     data = b"\0\0\0\x01mdat" + b"\xff" * 8
     assert unfinished(io.BytesIO(data), data[:12]) == "box 'mdat'"
@@ -207,6 +212,15 @@ def test_silence_that_amr_does_not_send_is_no_damage() -> None:
 def test_wide_band_amr_without_frames_of_speech() -> None:
     data = b"#!AMR-WB\n" + bytes([9 << 3 | 4, *bytes(5)]) + bytes([15 << 3 | 4]) * 49
     assert seconds(data) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("codec", "silent"), [("amrnb", [8, 9, 10, 11, 15]), ("amrwb", [9, 14, 15]), ("mp3", [])], ids=["nb", "wb", "other"]
+)
+def test_frames_of_amr_in_which_nobody_speaks(codec: str, silent: list[int]) -> None:
+    """Comfort noise of each sender, and nothing sent, or lost: 3GPP TS 26.101 and 26.201, table 1."""
+    assert [kind for kind in range(16) if is_silent_amr(codec, bytes([kind << 3 | 4]))] == silent
+    assert not is_silent_amr(codec, b"")
 
 
 def test_frames_of_amr_that_are_damaged_are_damage() -> None:

@@ -63,6 +63,24 @@ def test_questions_that_leave_no_room_are_left_out(prompts: PromptBuilder) -> No
         with_room([long], prompts)
 
 
+@pytest.mark.parametrize(
+    ("rank", "dtypes"), [(0, {True: torch.float32}), (2, {True: torch.float32, False: torch.bfloat16})]
+)
+def test_only_weights_that_are_not_trained_are_rounded(
+    checkpoint: Checkpoint,
+    prompts: PromptBuilder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rank: int,
+    dtypes: dict[bool, torch.dtype],
+) -> None:
+    trainers: list[Any] = []
+    monkeypatch.setattr("models.training.instruct.run", trainers.append)
+    args = training_arguments(tmp_path, [*CPU, "--bf16"], INSTRUCT)
+    instruct(checkpoint.llm, prompts, [Lesson("Well?", "No.")], args, rank)
+    assert {weight.requires_grad: weight.dtype for weight in trainers[0].model.parameters()} == dtypes
+
+
 KILLED = """
 from pathlib import Path
 from tests.models.training.test_instruct import tune

@@ -1,0 +1,28 @@
+"""What the OpenAPI document says of single operations; test_openapi.py holds the server to all of it."""
+
+from typing import Any
+
+import pytest
+
+from service.http.openapi import CHAT, HEALTH, METRICS, MODEL, SPEECH, TRANSCRIPTION
+
+
+@pytest.mark.parametrize("operation", [SPEECH, TRANSCRIPTION, CHAT], ids=["speech", "transcription", "chat"])
+def test_an_operation_tells_of_each_refusal(operation: dict[str, Any]) -> None:
+    assert set(operation["responses"]) == {200, 400, 404, 408, 413, 415, 429, 503, 504}  # and 401 and 500, as any
+
+
+def test_what_does_no_work_tells_of_its_own_alone() -> None:
+    assert [set(operation["responses"]) for operation in (HEALTH, MODEL, METRICS)] == [{503}, {404}, {200}]
+
+
+@pytest.mark.parametrize(
+    ("operation", "kinds"),
+    [(SPEECH, {"multipart/form-data", "audio/*"}), (TRANSCRIPTION, {"multipart/form-data"})],
+    ids=["speech", "transcription"],
+)
+def test_a_recording_is_needed(operation: dict[str, Any], kinds: set[str]) -> None:
+    body = operation["openapi_extra"]["requestBody"]
+    assert body["required"] is True
+    assert body["content"].keys() == kinds
+    assert body["content"]["multipart/form-data"]["schema"]["required"] == ["file"]
