@@ -25,7 +25,7 @@ SILENCE_MS = 500  # after which the server takes a turn for ended
 AUDIBLE = 0.02  # of full scale: what is quieter before and behind a recording is cut off
 RATE = 24000
 TOKENS = 8
-ROUNDS = 3  # utterances of each length
+ROUNDS = 3  # utterances of each length, of one person; of many, one each
 SPREAD = 3.0  # seconds over which the sessions begin
 
 
@@ -112,6 +112,9 @@ def waits(number: int, seed: int, answer: Callable[[Samples], Awaitable[float]])
     """The median of what so many people wait, by the length of what they say."""
     found = {}
     for seconds in SECONDS:
-        rounds = [asyncio.run(sessions(number, seconds, seed + 100 * i + seconds, answer)) for i in range(ROUNDS)]
+        rounds = [
+            asyncio.run(sessions(number, seconds, seed + 100 * i + seconds, answer))
+            for i in range(max(1, ROUNDS // number))
+        ]
         found[str(seconds)] = statistics.median(wait for waited in rounds for wait in waited)
     return found
