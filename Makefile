@@ -45,6 +45,11 @@ check: .venv/bin/blsp ## Lint, formatting, types and the rules of which part may
 test: .venv/bin/blsp tests/javascript/node_modules ## Run all tests, the end-to-end ones against a real vLLM engine.
 	.venv/bin/pytest
 
+build/agents: examples/requirements.txt ## Install what the examples of voice agents need (756 MB); then their tests run, too.
+	$(PYTHON) -m venv build/agents
+	build/agents/bin/pip --disable-pip-version-check install --quiet -r examples/requirements.txt
+	@touch $@
+
 # OpenAI's JavaScript client; without npm its tests are skipped.
 tests/javascript/node_modules: tests/javascript/package-lock.json
 	! command -v npm > /dev/null || npm ci --silent --no-audit --no-fund --prefix tests/javascript

@@ -66,6 +66,7 @@ class FakePrompts:
 
     def __init__(self) -> None:
         self.messages: list[list[Message]] = []
+        self.max_built = self.max_characters
 
     async def build(self, messages: list[Message], param: str) -> Prompt:
         self.messages.append(messages)
@@ -75,6 +76,7 @@ class FakePrompts:
             for part in message.parts:
                 ids += [0] * len(part.rows) if isinstance(part, Speech) else [1] * len(part)
                 is_token += [isinstance(part, str)] * (len(ids) - len(is_token))
+        self.check_length(len(ids) - self.max_built + self.max_characters, param)
         return Prompt(ids, is_token, torch.zeros(len(ids), 1))
 
     def check_length(self, characters: int, param: str) -> None:
@@ -87,10 +89,15 @@ class FakeListener:
 
     def __init__(self) -> None:
         self.heard: list[int] = []
+        self.done: list[int] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
         self.error: Exception | None = None
 
     async def hear_samples(self, samples: Samples) -> torch.Tensor:
         self.heard.append(len(samples))
+        await self.gate.wait()
+        self.done.append(len(samples))
         if self.error:
             raise self.error
         return torch.zeros(max(1, len(samples) // 1600), 1)

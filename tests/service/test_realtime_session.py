@@ -13,6 +13,7 @@ import service.realtime
 from models.prompt import Speech
 from service.errors import Unavailable
 from service.gate.admission import Limits
+from service.realtime.answers import MAX_ASIDE
 from service.realtime.config import SessionConfig
 from tests.service.realtime_fakes import CONTEXT, Talk, sound
 
@@ -76,8 +77,14 @@ async def test_push_to_talk(talk: Talk) -> None:
     assert (done["status"], done["metadata"]) == ("completed", {"client_event_id": "mine"})
     assert done["output"][0]["content"] == [{"type": "output_text", "text": "Hello there."}]
     assert told[3]["part"] == {"type": "text", "text": ""}
+    assert {event["content_index"] for event in told if "content_index" in event} == {0}
     assert told[2]["previous_item_id"] == talk.last("input_audio_buffer.committed")["item_id"]
     usage = done["usage"]
+    assert usage["input_token_details"]["cached_tokens_details"] == {
+        "text_tokens": 0,
+        "audio_tokens": 0,
+        "image_tokens": 0,
+    }
     assert (usage["input_token_details"]["audio_tokens"], usage["output_tokens"]) == (9, 3)
     assert talk.engine.prompts[0].speech_tokens == 9
 
@@ -279,6 +286,37 @@ async def test_what_is_said_is_written_down(talk: Talk) -> None:
     assert retrieved["item"]["content"][0]["transcript"] == talk.last(prefix + "completed")["transcript"]
 
 
+async def test_what_an_item_brings_is_written_down(talk: Talk) -> None:
+    await send(talk, "session.update", session={"audio": {"input": {"transcription": {}}}})
+    content = [{"type": "input_text", "text": "Hear:"}, {"type": "input_audio", "audio": sound(0.5)}]
+    await send(talk, "conversation.item.create", item={"type": "message", "role": "user", "content": content})
+    completed = talk.last("conversation.item.input_audio_transcription.completed")
+    assert (completed["content_index"], completed["transcript"]) == (1, "4 rows")
+
+
+async def test_old_audio_is_forgotten_and_its_rows_are_not(talk: Talk) -> None:
+    talk.session._conversation._max_samples = 16000
+    content = [{"type": "input_audio", "audio": sound(0.8)}]
+    for item_id in ("a", "b"):
+        item = {"id": item_id, "type": "message", "role": "user", "content": content}
+        await send(talk, "conversation.item.create", item=item)
+    (old,) = await send(talk, "conversation.item.retrieve", item_id="a")
+    (new,) = await send(talk, "conversation.item.retrieve", item_id="b")
+    assert ["audio" in told["item"]["content"][0] for told in (old, new)] == [False, True]
+    await send(talk, "response.create")
+    assert all(isinstance(message.parts[0], Speech) for message in talk.prompts.messages[-1])
+
+
+async def test_what_is_deleted_is_not_heard_to_its_end(talk: Talk) -> None:
+    talk.listener.gate.clear()
+    item = {"id": "a", "type": "message", "role": "user", "content": [{"type": "input_audio", "audio": sound(0.5)}]}
+    await send(talk, "conversation.item.create", item=item)
+    await send(talk, "conversation.item.delete", item_id="a")
+    talk.listener.gate.set()
+    await talk.settle()
+    assert talk.listener.done == []
+
+
 async def test_a_transcription_session() -> None:
     talk = Talk(SessionConfig(type="transcription"))
     await send(talk, "session.update", session={"type": "transcription", "audio": {"input": {"transcription": {}}}})
@@ -333,6 +371,29 @@ async def test_old_items_make_room(talk: Talk) -> None:
     read = [message.parts[0] for message in talk.prompts.messages[-1]]
     assert read[-1] == "29 " * 5
     assert CONTEXT // 2 < len("".join(map(str, read))) < CONTEXT
+
+
+async def test_text_that_no_context_could_hold_makes_room(talk: Talk) -> None:
+    """It is seen by its length, before it has become tokens."""
+    talk.prompts.max_built = 100
+    for text in ("x" * 90, "y" * 90):
+        item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
+        await send(talk, "conversation.item.create", item=item)
+    await send(talk, "response.create")
+    assert [message.parts for message in talk.prompts.messages[-1]] == [["y" * 90]]
+    assert talk.last("response.done")["response"]["status"] == "completed"
+
+
+async def test_as_many_responses_beside_it_as_there_may_be(talk: Talk) -> None:
+    talk.engine.gate.clear()
+    aside = {"conversation": "none", "input": []}
+    for _ in range(MAX_ASIDE + 1):
+        await send(talk, "response.create", response=aside)
+    assert "error" not in talk.kinds()
+    (error,) = await send(talk, "response.create", response=aside)
+    assert error["error"]["code"] == "too_many_responses"
+    talk.engine.gate.set()
+    await talk.settle()
 
 
 async def test_a_last_item_that_is_too_long_fails(talk: Talk) -> None:
@@ -403,6 +464,7 @@ async def test_limits_of_the_service_hold_for_responses() -> None:
         ('{"type": "conversation.item.create", "item": {"type": "message", "role": "nobody", "content": []}}', "item.role"),
         ('{"type": "conversation.item.create", "item": {"type": "function_call_output", "call_id": "a"}}', "item.type"),
         ('{"type": "conversation.item.create", "item": {"role": "user", "content": [{"type": "input_image"}]}}', "item.content.0"),
+        ('{"type": "conversation.item.create", "item": {"role": "user", "content": [{"type": "image", "text": "a"}]}}', "item.content.0"),
         ('{"type": "session.update", "session": {"instructions": 5}}', "session.instructions"),
         ('{"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/mp3"}}}}}', "session.audio.input.format"),
         ('{"type": "session.update", "session": {"audio": {"input": {"turn_detection": {"type": "server_vad", "threshold": 7}}}}}',
