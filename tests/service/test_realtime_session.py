@@ -62,6 +62,15 @@ def kinds(told: list[dict[str, Any]]) -> list[str]:
 
 async def test_push_to_talk(talk: Talk) -> None:
     assert kinds(talk.told) == ["session.created"]
+    assert talk.told[0]["session"]["audio"]["input"]["turn_detection"] == {  # OpenAI's defaults
+        "type": "server_vad",
+        "threshold": 0.5,
+        "prefix_padding_ms": 300,
+        "silence_duration_ms": 500,
+        "create_response": True,
+        "interrupt_response": True,
+        "idle_timeout_ms": None,
+    }
     assert kinds(await send(talk, "session.update", session={"type": "realtime", **PUSH_TO_TALK})) == [
         "session.updated"
     ]
