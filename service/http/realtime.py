@@ -30,12 +30,8 @@ from service.telemetry import metrics
 
 SUBPROTOCOL = "realtime"
 MAX_UNSENT = 2000  # events that wait for a client to take them, before it is heard again
-NORMAL, GOING_AWAY, UNSUPPORTED, RESTART = (
-    1000,
-    1001,
-    1003,
-    1012,
-)  # codes that close a socket; clients come again after 1001 and 1012
+# Codes that close a socket; clients come again after 1001 and 1012.
+NORMAL, GOING_AWAY, UNSUPPORTED, RESTART = 1000, 1001, 1003, 1012
 
 log = logging.getLogger("service.access")
 router = APIRouter(route_class=JsonRoute)

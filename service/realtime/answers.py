@@ -68,13 +68,15 @@ class Answers:
         else:
             self._begin(ResponseOptions(), None, asked)
 
-    def create(self, options: ResponseOptions, context: list[Item] | None) -> None:
+    async def create(self, options: ResponseOptions, context: list[Item] | None) -> None:
         """Gives a response that was asked for, to the conversation or to the items of a context of its own."""
-        if options.conversation == "auto" and self._in_conversation:
-            raise RealtimeError(
-                "A response is being given; wait for its end, or cancel it.",
-                code="conversation_already_has_active_response",
-            )
+        if options.conversation == "auto" and (running := self._in_conversation):
+            if not running.task.cancelling():
+                raise RealtimeError(
+                    "A response is being given; wait for its end, or cancel it.",
+                    code="conversation_already_has_active_response",
+                )
+            await asyncio.wait([running.task])
         if len(self._running) > MAX_ASIDE:
             raise RealtimeError(f"{len(self._running)} responses are being given; wait.", code="too_many_responses")
         self._begin(options, context, time.perf_counter())

@@ -121,6 +121,11 @@ class Conversation:
         self._forget()
         return self.before(item)
 
+    def unheard(self) -> list[asyncio.Task[Recording]]:
+        """What was said and is not encoded yet."""
+        heard = (heard for item in self._items for heard in item.heard)
+        return [said.recording for said in heard if not said.recording.done()]
+
     def before(self, item: Item) -> str | None:
         """The id of the item before this one; None where it is the first, or is there no more."""
         at = self._items.index(item) if item in self._items else 0

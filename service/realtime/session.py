@@ -50,6 +50,7 @@ from service.realtime.utterance import Utterance
 from service.telemetry import metrics
 
 KEPT_SECONDS = 600  # of audio, for who asks for an item
+MAX_UNHEARD = 8  # utterances that wait for the encoder, before the client is heard again
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,14 @@ class Session:
             given = values.get("event_id") if isinstance(values, Mapping) else None
             event_id = given if isinstance(given, str) else None
             await self._handle(read_event(beta.to_today(values) if self._in_beta_form else values))
+            await self._keep_up()
         except ApiError as error:
             self.refuse(error, event_id)
+
+    async def _keep_up(self) -> None:
+        """Waits while too much of what was said is still to be heard: so does the client, then."""
+        while len(unheard := self._conversation.unheard()) > MAX_UNHEARD:
+            await asyncio.wait(unheard, return_when=asyncio.FIRST_COMPLETED)
 
     def refuse(self, error: ApiError, event_id: str | None = None) -> None:
         """Tells what is wrong with an event."""
@@ -311,7 +318,7 @@ class Session:
             raise RealtimeError("A transcription session has no responses.", code="invalid_value", param="type")
         options = asked.response
         context = None if options.input is None else [await self._context(*entry) for entry in enumerate(options.input)]
-        self._answers.create(options, context)
+        await self._answers.create(options, context)
 
     async def _context(self, i: int, values: Mapping[str, Any]) -> Item:
         where = f"response.input.{i}"

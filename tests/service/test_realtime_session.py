@@ -15,6 +15,7 @@ from service.errors import Unavailable
 from service.gate.admission import Limits
 from service.realtime.answers import MAX_ASIDE
 from service.realtime.config import SessionConfig
+from service.realtime.session import MAX_UNHEARD
 from tests.service.realtime_fakes import CONTEXT, Talk, sound
 
 SERVER_EVENT: TypeAdapter[Any] = TypeAdapter(RealtimeServerEvent)
@@ -192,6 +193,37 @@ async def test_cancelled_before_it_began(talk: Talk) -> None:
     await talk.session.handle('{"type": "response.cancel"}')
     await talk.settle()
     assert talk.kinds()[1:] == ["response.created", "response.done"]
+
+
+async def test_another_response_right_after_a_cancelled_one(talk: Talk) -> None:
+    talk.engine.gate.clear()
+    await send(talk, "response.create")
+    talk.engine.gate.set()
+    await talk.session.handle('{"type": "response.cancel"}')
+    await talk.session.handle('{"type": "response.create"}')
+    await talk.settle()
+    assert [told["response"]["status"] for told in talk.told if told["type"] == "response.done"] == [
+        "cancelled",
+        "completed",
+    ]
+
+
+async def test_who_says_more_than_can_be_heard_waits(talk: Talk) -> None:
+    await send(talk, "session.update", session=PUSH_TO_TALK)
+    talk.listener.gate.clear()
+
+    async def flood() -> None:
+        for _ in range(MAX_UNHEARD + 5):
+            await talk.session.handle(json.dumps({"type": "input_audio_buffer.append", "audio": sound(0.5)}))
+            await talk.session.handle('{"type": "input_audio_buffer.commit"}')
+
+    client = asyncio.create_task(flood())
+    await talk.settle()
+    await talk.settle()
+    assert talk.kinds().count("input_audio_buffer.committed") == MAX_UNHEARD + 1
+    talk.listener.gate.set()
+    await client
+    assert talk.kinds().count("input_audio_buffer.committed") == MAX_UNHEARD + 5
 
 
 async def test_one_response_at_a_time_in_the_conversation_and_others_beside_it(talk: Talk) -> None:
