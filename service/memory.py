@@ -15,13 +15,13 @@ def give_back() -> None:
         trim(0)
 
 
-async def watch(admission: Admission, seconds: float = QUIET_SECONDS) -> None:
+async def watch(*admissions: Admission) -> None:
     """Gives back what requests took, when none has run for a while."""
     given_back_after = admitted = 0
     while True:
-        await asyncio.sleep(seconds)
-        quiet = admission.running == 0 and admission.admitted == admitted
-        admitted = admission.admitted
+        await asyncio.sleep(QUIET_SECONDS)
+        before, admitted = admitted, sum(admission.admitted for admission in admissions)
+        quiet = admitted == before and not any(admission.running for admission in admissions)
         if quiet and admitted != given_back_after:
             await asyncio.to_thread(give_back)
             given_back_after = admitted

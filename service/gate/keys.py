@@ -23,7 +23,7 @@ ANONYMOUS = "anonymous"  # the client of a request that needs no key
 _LINE = re.compile(r"([A-Za-z0-9._-]{1,64})\s+sha256:([0-9a-f]{64})")
 
 LENT = "ek_"  # how keys begin that are lent: OpenAI's clients go by it
-MAX_LENT = 1000
+MAX_LENT = 100  # to one
 
 _Entry = tuple[str, bytes]  # a name and the SHA-256 of its key
 
@@ -66,19 +66,24 @@ class Keys:
         self.required = bool(self._fixed) or file is not None
 
     def lend(self, name: str, seconds: float, what_for: Any = None) -> str:
-        """A further key of somebody's, for so long; the oldest makes room where there are too many."""
+        """A further key of somebody's, for so long; where one has too many, the oldest of them makes room."""
         now = self._clock()
         self._lent = {digest: lent for digest, lent in self._lent.items() if lent.until > now}
-        if len(self._lent) >= MAX_LENT:
-            del self._lent[next(iter(self._lent))]
+        own = [digest for digest, lent in self._lent.items() if lent.name == name]
+        if len(own) >= MAX_LENT:
+            del self._lent[own[0]]
         key = f"{LENT}{secrets.token_urlsafe(32)}"
         self._lent[_hash(key)] = Lent(name, now + seconds, what_for)
         return key
 
     def lent(self, key: str) -> "Lent | None":
-        """What goes with a key that is lent; None for any other."""
+        """What goes with a key that is lent, by who still has one; None for any other."""
         found = self._lent.get(_hash(key)) if key.startswith(LENT) else None
-        return found if found and found.until > self._clock() else None
+        if not found or found.until <= self._clock():
+            return None
+        self._refresh()
+        still_has_one = any(name == found.name for name, _ in (*self._fixed, *self._from_file))
+        return found if still_has_one or not self.required else None
 
     def name_of(self, key: str) -> str | None:
         """The name that goes with a key, None for a key that nobody has; takes as long for the one as for the other."""

@@ -46,7 +46,10 @@ def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = l
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(_load(app, load, stop)), asyncio.create_task(memory.watch(app.state.admission))]
+        tasks = [
+            asyncio.create_task(_load(app, load, stop)),
+            asyncio.create_task(memory.watch(app.state.admission, app.state.sessions)),
+        ]
         yield
         for task in tasks:
             task.cancel()

@@ -109,10 +109,12 @@ class Drain:
         self._talks: set[asyncio.Task[Any]] = set()
 
     async def begin(self, seconds: float) -> None:
-        """Has sockets end when nobody is being answered on them; waits for their end, so many seconds at most."""
+        """Has sockets end when nobody is being answered on them, and those that have not after so many seconds at once."""
         self.begun.set()
         if self._talks:
-            await asyncio.wait(self._talks, timeout=seconds)
+            _, late = await asyncio.wait(self._talks, timeout=seconds)
+            for talk in late:
+                talk.cancel()
 
     @contextmanager
     def talking(self) -> Iterator[None]:

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Mapping
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request, WebSocket
 from fastapi.responses import JSONResponse
@@ -29,7 +28,7 @@ from service.settings import ServeSettings
 from service.telemetry import metrics
 
 SUBPROTOCOL = "realtime"
-MAX_UNSENT = 2000  # events that wait for a client to take them, before it is heard again
+MAX_UNSENT = 8 << 20  # characters that wait for a client to take them, before it is heard again
 # Codes that close a socket; clients come again after 1001 and 1012.
 NORMAL, GOING_AWAY, UNSUPPORTED, RESTART = 1000, 1001, 1003, 1012
 
@@ -49,8 +48,11 @@ async def realtime(websocket: WebSocket) -> None:
             await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in websocket.scope["subprotocols"] else None)
             await _Talk(websocket, settings).run(config)
     except ApiError as error:
-        metrics.REFUSALS.labels(error.code or error.type).inc()
-        headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Overloaded) else {}
+        headers = {}
+        if isinstance(error, Overloaded):
+            headers = {"Retry-After": str(error.retry_after)}
+        else:  # the door has counted those
+            metrics.REFUSALS.labels(error.code or error.type).inc()
         await websocket.send_denial_response(JSONResponse(error.body(), error.status, headers))
 
 
@@ -71,6 +73,10 @@ class SecretRequest(BaseModel):
 async def client_secrets(body: SecretRequest, request: Request) -> dict[str, Any]:
     """OpenAI's: a key for a while, which opens sockets and nothing else."""
     config = SessionConfig(type=_session_type(body.session)).updated(body.session)
+    service: Service | None = request.app.state.service
+    if service is None:
+        raise Unavailable("The model is still loading; GET /ready tells when it is there.")
+    service.talks.prompts.check_length(len(config.instructions), "session.instructions")
     seconds = body.expires_after.seconds
     key = request.app.state.keys.lend(client_of(request.scope), seconds, config)
     session = {"id": new_id("sess"), **config.shown(), "expires_at": 0, "include": None}
@@ -84,16 +90,18 @@ def _session_type(session: Mapping[str, Any]) -> Literal["realtime", "transcript
 def _check(websocket: WebSocket, service: Service | None, settings: ServeSettings, keys: Keys) -> SessionConfig:
     """What a session begins with; raises ApiError for a handshake that can't lead to one."""
     _check_origin(websocket, settings)
+    if websocket.app.state.drain.begun.is_set():
+        raise Unavailable("The service is shutting down.")
     if service is None:
         raise Unavailable("The model is still loading; GET /ready tells when it is there.")
     query = websocket.query_params
     if "call_id" in query:
         raise InvalidRequest("There are no calls here; open a socket with 'model' instead.", param="call_id")
-    if query.get("intent") == "transcription":
-        return SessionConfig(type="transcription")
     if lent := keys.lent(key_of(websocket.scope)):
         config: SessionConfig = lent.what_for
         return config
+    if query.get("intent") == "transcription":
+        return SessionConfig(type="transcription").updated({"audio": {"input": {"transcription": {}}}})
     check_model(query.get("model"), settings.names())
     return SessionConfig()
 
@@ -103,7 +111,7 @@ def _check_origin(websocket: WebSocket, settings: ServeSettings) -> None:
     origin = websocket.headers.get("origin")
     if origin is None or settings.keys or settings.keys_file or {origin, "*"} & set(settings.cors_origins):
         return
-    if urlsplit(origin).netloc != websocket.headers.get("host"):
+    if origin.partition("://")[2] != websocket.headers.get("host"):
         raise OriginRefused(
             f"Pages of {origin[:128]} may not talk to this server; it can be started with --cors-origins that names it."
         )
@@ -114,15 +122,18 @@ class _Unsent:
 
     def __init__(self, websocket: WebSocket) -> None:
         self._socket = websocket
-        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._texts: asyncio.Queue[str | None] = asyncio.Queue()
+        self._size = 0  # characters that wait
         self._room = asyncio.Event()
         self._room.set()
-        self._writer = asyncio.create_task(self._write())
+        self.writer = asyncio.create_task(self._write())
 
-    def put(self, event: Event | None) -> None:
-        """Sends an event when it is its turn; None: no more will come."""
-        self._events.put_nowait(event)
-        if self._events.qsize() > MAX_UNSENT and not self._writer.done():
+    def put(self, event: Event) -> None:
+        """Sends an event when it is its turn."""
+        text = json.dumps(event, ensure_ascii=False)
+        self._size += len(text)
+        self._texts.put_nowait(text)
+        if self._size > MAX_UNSENT:
             self._room.clear()
 
     async def room(self) -> None:
@@ -130,23 +141,21 @@ class _Unsent:
         await self._room.wait()
 
     async def _write(self) -> None:
-        try:
-            while (event := await self._events.get()) is not None:
-                await self._socket.send_text(json.dumps(event, ensure_ascii=False))
-                if self._events.qsize() <= MAX_UNSENT:
-                    self._room.set()
-        finally:
-            self._room.set()
+        while (text := await self._texts.get()) is not None:
+            await self._socket.send_text(text)
+            self._size -= len(text)
+            if self._size <= MAX_UNSENT:
+                self._room.set()
 
     async def finish(self) -> None:
         """Sends what is left. Raises WebSocketDisconnect where the client is gone."""
-        self.put(None)
-        await self._writer
+        self._texts.put_nowait(None)
+        await self.writer
 
     async def stop(self) -> None:
         """Sends nothing more."""
-        self._writer.cancel()
-        await asyncio.gather(self._writer, return_exceptions=True)
+        self.writer.cancel()
+        await asyncio.gather(self.writer, return_exceptions=True)
 
 
 class _Talk:
@@ -181,52 +190,46 @@ class _Talk:
 
     async def _serve(self, session: Session, unsent: _Unsent) -> int:
         """Returns the code to close the socket with. Raises WebSocketDisconnect where the client does."""
+        taking = asyncio.create_task(self._take(session, unsent))
         leaving = asyncio.create_task(self._socket.app.state.drain.begun.wait())
+        tasks = {taking, leaving, unsent.writer}
         try:
-            while True:
-                message = asyncio.create_task(self._receive())
-                try:
-                    left, idle = self._ends - time.time(), self._settings.session_idle_seconds
-                    await asyncio.wait({message, leaving}, timeout=min(left, idle), return_when=asyncio.FIRST_COMPLETED)
-                    if leaving.done():
-                        await session.answered()
-                        return RESTART
-                    if not message.done():
-                        return self._say_late(session, is_over=left <= idle)
-                    text = message.result()
-                finally:
-                    message.cancel()
-                    await asyncio.gather(message, return_exceptions=True)
-                if text is None:
-                    session.refuse(RealtimeError("Events are JSON in text messages.", code="invalid_event"))
-                    return UNSUPPORTED
-                await self._handle(session, text)
-                await unsent.room()
-        finally:
-            leaving.cancel()
-            await asyncio.gather(leaving, return_exceptions=True)
-
-    async def _handle(self, session: Session, text: str) -> None:
-        try:
-            check_values(text.encode("utf-8", "surrogatepass"))
-        except InvalidRequest as error:
-            session.refuse(error)
-            return
-        await session.handle(text)
-
-    def _say_late(self, session: Session, is_over: bool) -> int:
-        if is_over:
+            await asyncio.wait(tasks, timeout=self._ends - time.time(), return_when=asyncio.FIRST_COMPLETED)
+            if taking.done():
+                return taking.result()
+            if unsent.writer.done():
+                raise WebSocketDisconnect
+            if leaving.done():
+                await session.answered()
+                return RESTART
             message = f"The session has lasted {self._settings.session_seconds:g} s, and ends."
             session.refuse(RealtimeError(message, code="session_expired"))
             return GOING_AWAY
-        message = f"Nothing has come for {self._settings.session_idle_seconds:g} s."
-        session.refuse(RealtimeError(message, code="session_idle"))
-        return NORMAL
+        finally:
+            for task in (taking, leaving):
+                task.cancel()
+            await asyncio.gather(taking, leaving, return_exceptions=True)
 
-    async def _receive(self) -> str | None:
-        """The next message; None for one that is no text. Raises WebSocketDisconnect."""
-        message = await self._socket.receive()
-        if message["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(message.get("code", NORMAL))
-        text: str | None = message.get("text")
-        return text
+    async def _take(self, session: Session, unsent: _Unsent) -> int:
+        """Takes one message after the other; returns the code to close with."""
+        idle = self._settings.session_idle_seconds
+        while True:
+            try:
+                async with asyncio.timeout(idle):
+                    message = await self._socket.receive()
+            except TimeoutError:
+                session.refuse(RealtimeError(f"Nothing has come for {idle:g} s.", code="session_idle"))
+                return NORMAL
+            if message["type"] == "websocket.disconnect":
+                raise WebSocketDisconnect(message.get("code", NORMAL))
+            text = message.get("text")
+            if text is None:
+                session.refuse(RealtimeError("Events are JSON in text messages.", code="invalid_event"))
+                return UNSUPPORTED
+            try:
+                check_values(text.encode("utf-8", "surrogatepass"))
+            except InvalidRequest as error:
+                session.refuse(error)
+            else:
+                await session.handle(text)
+            await unsent.room()

@@ -123,6 +123,7 @@ class Server(uvicorn.Server):
                 ws="websockets-sansio",
                 ws_max_size=MAX_MESSAGE_BYTES,
                 ws_per_message_deflate=False,
+                ws_ping_timeout=None,  # who is made to wait is not read, nor is its pong; TCP's own timeout tells who is gone
                 host=settings.host,
                 port=settings.port,
                 log_config=None,

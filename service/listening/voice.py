@@ -15,6 +15,7 @@ from silero_vad import load_silero_vad
 from torch import Tensor
 
 FRAME = 512  # samples at 16 kHz: 32 ms
+AT_ONCE = 32  # frames of a stream, before others have their turn
 CONTEXT = 64  # samples of the frame before, which the network looks at again
 STATE = (2, 1, 128)
 
@@ -59,15 +60,21 @@ class Detector:
         """
         samples = np.concatenate([voice.rest, samples])
         end = len(samples) - len(samples) % FRAME
-        voice.rest = samples[end:]
+        voice.rest = samples[end:].copy()  # without all that came before it
         frames = samples[:end].reshape(-1, FRAME)
         if not end:
             return frames, []
+        found: list[float] = []
+        for begin in range(0, len(frames), AT_ONCE):
+            found += await self._heard(voice, frames[begin : begin + AT_ONCE])
+        return frames, found
+
+    async def _heard(self, voice: Voice, frames: Samples) -> list[float]:
         piece = _Piece(voice, torch.from_numpy(frames), asyncio.get_running_loop().create_future())
         self._waiting.append(piece)
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run(), name="voice")
-        return frames, await piece.found
+        return await piece.found
 
     async def _run(self) -> None:
         while self._waiting:
@@ -96,7 +103,7 @@ class Detector:
             for i, voice, frame, probability, state in zip(
                 some, voices, frames, probabilities[:, 0].tolist(), states.split(1, dim=1), strict=True
             ):
-                voice.context, voice.state = frame[-CONTEXT:], state
+                voice.context, voice.state = frame[-CONTEXT:].clone(), state
                 found[i].append(probability)
         return found
 
@@ -109,8 +116,8 @@ class Detector:
 class Turns:
     """Silero's rule for the turns of a speaker, over the probabilities of frame after frame.
 
-    A turn begins with a frame of at least `threshold`; it ends when `silence` frames have passed since one fell below that by `HYSTERESIS`
-    and none has reached it again.
+    A turn begins with a frame of at least `threshold`; it ends when `silence` frames have passed since one fell below that by `HYSTERESIS`,
+    or below `LEAST`, and none has reached it again.
     """
 
     threshold: float
@@ -120,6 +127,7 @@ class Turns:
     """How many frames it has been quiet for while in a turn."""
 
     HYSTERESIS = 0.15
+    LEAST = 0.01
 
     def hear(self, probability: float) -> bool | None:
         """Takes a frame. True: a turn begins with it; False: one ends with it; None: neither."""
@@ -130,7 +138,7 @@ class Turns:
             return True if began else None
         if not self.speaking:
             return None
-        if self.quiet or probability < self.threshold - self.HYSTERESIS:
+        if self.quiet or probability < max(self.threshold - self.HYSTERESIS, self.LEAST):
             self.quiet += 1
         if self.quiet < self.silence:
             return None

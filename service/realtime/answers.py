@@ -20,6 +20,7 @@ from service.realtime.config import SessionConfig
 from service.realtime.conversation import Conversation, Item
 from service.realtime.protocol import RealtimeError, ResponseOptions
 from service.realtime.response import Emit, Response
+from service.realtime.utterance import Ahead
 from service.request import begin
 
 RESERVE = 8  # a part of the context, one by that, is for the answer: older items make room for it
@@ -68,8 +69,8 @@ class Answers:
         else:
             self._begin(ResponseOptions(), None, asked)
 
-    async def create(self, options: ResponseOptions, context: list[Item] | None) -> None:
-        """Gives a response that was asked for, to the conversation or to the items of a context of its own."""
+    async def make_way(self, options: ResponseOptions) -> None:
+        """Waits for the end of a response that was cancelled. Raises RealtimeError where one that was not stands in the way."""
         if options.conversation == "auto" and (running := self._in_conversation):
             if not running.task.cancelling():
                 raise RealtimeError(
@@ -79,6 +80,9 @@ class Answers:
             await asyncio.wait([running.task])
         if len(self._running) > MAX_ASIDE:
             raise RealtimeError(f"{len(self._running)} responses are being given; wait.", code="too_many_responses")
+
+    def create(self, options: ResponseOptions, context: list[Item] | None) -> None:
+        """Gives a response that was asked for, to the conversation or to the items of a context of its own."""
         self._begin(options, context, time.perf_counter())
 
     def _begin(self, options: ResponseOptions, context: list[Item] | None, asked: float) -> None:
@@ -109,7 +113,7 @@ class Answers:
         instructions = config.instructions if options.instructions is None else options.instructions
         try:
             with self._admission.admit(self._client):
-                prompt = await self._prompt(instructions, [await item.message() for item in items])
+                prompt = await self._prompt(instructions, await _messages(items))
                 response.read(prompt)
                 sampling = Sampling(max_tokens=limit, temperature=temperature)
                 async with aclosing(self._engine.stream(prompt, sampling, response.id)) as deltas:
@@ -124,8 +128,10 @@ class Answers:
     async def _prompt(self, instructions: str, messages: list[Message]) -> Prompt:
         """The prompt; the oldest messages make room for the answer. Raises ContextTooLong where the last alone is too long."""
         system = [Message("system", [instructions])] if instructions else []
-        messages = messages or [Message("user", [""])]  # the model speaks first
+        if not messages or (self._prompts.format == "blsp" and messages[-1].role != "user"):
+            messages = [*messages, Message("user", [""])]  # the model speaks first, or again
         context = self._engine.max_model_len
+        messages = _last(messages, context)
         while True:
             try:
                 prompt = await self._prompts.build([*system, *messages], "conversation")
@@ -136,13 +142,18 @@ class Answers:
                     raise
             messages = messages[1 + len(messages) // RESERVE :]
 
-    async def read(self, rows: Tensor) -> None:
-        """Has the LLM read the rows (n, llm_dim) of an utterance that goes on, behind what the conversation holds now."""
-        if self._in_conversation:
-            return  # its answer will stand before the utterance, and is not there yet
-        messages = [await item.message() for item in self._conversation.items()]
-        prompt = await self._prompt(self._config().instructions, [*messages, Message("user", [Speech(rows)])])
-        await self._engine.prefill(prompt.through_speech(), f"prefill-{uuid.uuid4().hex}")
+    def reader(self) -> Ahead:
+        """What has the LLM read the rows (n, llm_dim) of an utterance that begins, while it goes on, behind what there is now."""
+        items = self._conversation.items()
+
+        async def read(rows: Tensor) -> None:
+            if self._in_conversation:
+                return  # its answer will stand before the utterance, and is not there yet
+            said = Message("user", [Speech(rows)])
+            prompt = await self._prompt(self._config().instructions, [*await _messages(items), said])
+            await self._engine.prefill(prompt.through_speech(), f"prefill-{uuid.uuid4().hex}")
+
+        return read
 
     def cancel(self, by: CancelledBy, response_id: str | None = None) -> None:
         """Ends a response, by default the one that is given to the conversation. Raises RealtimeError where there is none."""
@@ -156,8 +167,9 @@ class Answers:
             raise RealtimeError(
                 "Cancellation failed: no such response is being given.", code="response_cancel_not_active"
             )
-        running.response.cancelled_by = by
-        running.task.cancel()
+        if not running.task.cancelling():  # again, it would disturb what is being put in order
+            running.response.cancelled_by = by
+            running.task.cancel()
 
     def interrupt(self) -> None:
         """Ends what is given to the conversation: somebody speaks."""
@@ -176,3 +188,30 @@ class Answers:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _messages(items: Sequence[Item]) -> list[Message]:
+    """What the LLM reads of items: those that say something. Raises what became of the last, where that can't be heard."""
+    messages: list[Message] = []
+    for item in items:
+        try:
+            message = await item.message()
+        except ApiError:
+            if item is items[-1]:
+                raise
+            continue
+        if any(isinstance(part, Speech) or part for part in message.parts):
+            messages.append(message)
+    return messages
+
+
+def _last(messages: list[Message], context: int) -> list[Message]:
+    """Those that have no more speech than a context has tokens, and the last one."""
+    kept: list[Message] = []
+    rows = 0
+    for message in reversed(messages):
+        rows += sum(len(part.rows) for part in message.parts if isinstance(part, Speech))
+        if kept and rows > context:
+            break
+        kept.insert(0, message)
+    return kept

@@ -43,14 +43,21 @@ AudioFormat = Annotated[PcmFormat | G711Format, Field(discriminator="type")]
 class TranscriptionConfig(_Lenient):
     """That what is said is written down, too: by the model that is served, whichever is named."""
 
-    model: str | None = None
-    language: str | None = None
-    prompt: str | None = None
+    model: str | None = Field(None, max_length=256)
+    language: str | None = Field(None, max_length=64)
+    prompt: str | None = Field(None, max_length=20_000)
+
+
+def _nothing(_: Any) -> None:
+    return None
 
 
 def _as_server_vad(value: Any) -> Any:
     """What is asked to wait for the meaning's end waits for silence, as long as its eagerness allows."""
-    if not isinstance(value, Mapping) or value.get("type") != "semantic_vad":
+    if not isinstance(value, Mapping):
+        return value
+    value = {name: given for name, given in value.items() if given is not None}
+    if value.get("type") != "semantic_vad":
         return value
     silence = SEMANTIC_SILENCE_MS.get(str(value.get("eagerness")), SEMANTIC_SILENCE_MS["auto"])
     return {**value, "type": "server_vad", "silence_duration_ms": silence}
@@ -65,11 +72,7 @@ class TurnDetection(_Lenient):
     silence_duration_ms: int = Field(500, ge=0, le=30_000)
     create_response: bool = True
     interrupt_response: bool = True
-    idle_timeout_ms: None = None
-
-
-def _nothing(_: Any) -> None:
-    return None
+    idle_timeout_ms: Annotated[None, BeforeValidator(_nothing)] = None
 
 
 class AudioInput(_Lenient):

@@ -27,7 +27,7 @@ class Heard:
     """Something said: its rows as soon as they are there, and its samples (n,) at 16 kHz for whoever asks."""
 
     recording: asyncio.Task[Recording]
-    samples: npt.NDArray[np.int16] | None
+    samples: npt.NDArray[np.int16]
     transcript: str | None = None
 
     @classmethod
@@ -38,10 +38,16 @@ class Heard:
         )  # whoever waits for it hears of it
         return cls(recording, np.clip(samples * FULL_SCALE, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16))
 
+    async def heard(self) -> Recording:
+        """What was heard. Raises RealtimeError where it was deleted meanwhile, and what hearing it raised."""
+        await asyncio.wait([self.recording])  # unlike awaiting it, this does not end it where who waits is ended
+        if self.recording.cancelled():
+            raise RealtimeError("What was said has been deleted.", code="item_deleted")
+        return self.recording.result()
+
     def floats(self) -> npt.NDArray[np.float32]:
-        """The samples with a full scale of 1.0; none where they were forgotten."""
-        samples = np.empty(0, np.int16) if self.samples is None else self.samples
-        return np.divide(samples, FULL_SCALE, dtype=np.float32)
+        """The samples with a full scale of 1.0."""
+        return np.divide(self.samples, FULL_SCALE, dtype=np.float32)
 
 
 @dataclass(eq=False)
@@ -83,7 +89,7 @@ class Item:
 
     async def message(self) -> Message:
         """As the LLM reads it; raises what became of what was said."""
-        parts = [part if isinstance(part, str) else Speech((await part.recording).rows) for part in self.parts]
+        parts = [part if isinstance(part, str) else Speech((await part.heard()).rows) for part in self.parts]
         return Message(self.role, parts)
 
     def drop(self) -> None:
@@ -93,7 +99,7 @@ class Item:
 
 
 class Conversation:
-    """Items in order. What is too old to be kept is forgotten: audio first, then whole items."""
+    """Items in order; the oldest are forgotten where they hold too much together."""
 
     def __init__(self, max_samples: int, max_characters: int) -> None:
         self.id = new_id("conv")
@@ -105,8 +111,8 @@ class Conversation:
         """All of them."""
         return list(self._items)
 
-    def add(self, item: Item, after: str | None = None) -> str | None:
-        """Puts an item behind another, by default at the end; returns the id of the one before it.
+    def place(self, item: Item, after: str | None) -> int:
+        """Where an item would stand behind another, by default at the end.
 
         Raises RealtimeError where there is no such other, or one of the same id already.
         """
@@ -114,17 +120,14 @@ class Conversation:
             raise RealtimeError(
                 f"There is an item {item.id!r} already.", code="item_create_duplicate_item_id", param="item.id"
             )
-        at = len(self._items)
-        if after is not None:
-            at = 0 if after == FIRST else self._items.index(self.find(after, "previous_item_id")) + 1
-        self._items.insert(at, item)
-        self._forget()
-        return self.before(item)
+        if after is None:
+            return len(self._items)
+        return 0 if after == FIRST else self._items.index(self.find(after, "previous_item_id")) + 1
 
-    def unheard(self) -> list[asyncio.Task[Recording]]:
-        """What was said and is not encoded yet."""
-        heard = (heard for item in self._items for heard in item.heard)
-        return [said.recording for said in heard if not said.recording.done()]
+    def add(self, item: Item, after: str | None = None) -> str | None:
+        """Puts an item at its place; returns the id of the one before it. Raises what `place` raises."""
+        self._items.insert(self.place(item, after), item)
+        return self.before(item)
 
     def before(self, item: Item) -> str | None:
         """The id of the item before this one; None where it is the first, or is there no more."""
@@ -146,16 +149,19 @@ class Conversation:
         item.drop()
         self._items.remove(item)
 
-    def _forget(self) -> None:
-        while len(self._items) > MAX_ITEMS or (
-            len(self._items) > 1 and sum(item.characters for item in self._items) > self._max_characters
-        ):
-            self._items.pop(0).drop()
-        room = self._max_samples
-        for heard in (heard for item in reversed(self._items) for heard in item.heard):
-            room -= 0 if heard.samples is None else len(heard.samples)
-            if room < 0:
-                heard.samples = None
+    def forget(self) -> list[str]:
+        """Takes out what is too much, oldest first, but never the last; returns the ids."""
+        samples = characters = kept = 0
+        for item in reversed(self._items):
+            samples += sum(len(heard.samples) for heard in item.heard)
+            characters += item.characters
+            if kept and (samples > self._max_samples or characters > self._max_characters or kept == MAX_ITEMS):
+                break
+            kept += 1
+        forgotten, self._items = self._items[: len(self._items) - kept], self._items[len(self._items) - kept :]
+        for item in forgotten:
+            item.drop()
+        return [item.id for item in forgotten]
 
 
 class _Content(BaseModel):

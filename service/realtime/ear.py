@@ -3,11 +3,10 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from torch import Tensor
 
 from models.features import SAMPLE_RATE
 from service.audio.raw import RawDecoder
@@ -15,12 +14,11 @@ from service.listening.listener import Listener, Recording
 from service.listening.voice import FRAME, Detector, Samples, Turns, Voice, frames_in
 from service.realtime.config import AudioInput, TurnDetection
 from service.realtime.protocol import RealtimeError
-from service.realtime.utterance import Utterance
+from service.realtime.utterance import Ahead, Utterance
 from service.telemetry import metrics
 
 LEAST_SECONDS = 0.096  # of an utterance that a client commits: 100 ms in whole frames
 FRAME_MS = 1000 * FRAME / SAMPLE_RATE
-AT_ONCE_BYTES = 1 << 16  # that are decoded in less than a millisecond
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +34,8 @@ class Said:
 class Ear:
     """Hears one session, one call at a time.
 
-    `read` has the LLM read the rows (n, llm_dim) of an utterance that goes on. Where the client's turns are told here, `began` hears where
-    in all of the session's audio one begins and `ended` where it ends (milliseconds); the latter commits it.
+    `reader` gives what has the LLM read the rows (n, llm_dim) of an utterance that begins, while it goes on. Where the client's turns are
+    told here, `began` hears where in all of the session's audio one begins and `ended` where it ends (milliseconds); the latter commits it.
     """
 
     def __init__(
@@ -47,14 +45,14 @@ class Ear:
         config: AudioInput,
         max_seconds: float,
         *,
-        read: Callable[[Tensor], Awaitable[None]] | None,
+        reader: Callable[[], Ahead] | None,
         began: Callable[[int], None],
         ended: Callable[[int], None],
     ) -> None:
         self._listener = listener
         self._detector = detector
         self._max_seconds = max_seconds
-        self._read, self._began, self._ended = read, began, ended
+        self._reader, self._began, self._ended = reader, began, ended
         self._voice = Voice()
         self._n_frames = 0  # of the whole session
         self._utterance: Utterance | None = None
@@ -89,8 +87,7 @@ class Ear:
                 code="input_audio_buffer_full",
                 param="audio",
             )
-        decode = self._decoder.decode
-        samples = decode(data) if len(data) <= AT_ONCE_BYTES else await asyncio.to_thread(decode, data)
+        samples = self._decoder.decode(data)
         for frame, probability in zip(*await self._detector.listen(self._voice, samples), strict=True):
             await self._hear(frame, probability)
 
@@ -106,7 +103,7 @@ class Ear:
         elif self._utterance is None and self._turns is None:
             self._utterance = self._begin()
         if self._utterance is None:
-            self._before.append(frame)
+            self._before.append(frame.copy())  # without all that came with it
             return
         await self._utterance.add(frame, probability)
         too_long = self._turns is not None and self._utterance.n_samples > self._max_seconds * SAMPLE_RATE
@@ -114,7 +111,7 @@ class Ear:
             self._ended(round(self._n_frames * FRAME_MS))
 
     def _begin(self) -> Utterance:
-        return Utterance(self._listener.hear_samples, self._read)
+        return Utterance(self._listener.hear_samples, self._reader() if self._reader else None)
 
     def check_commit(self) -> None:
         """Raises RealtimeError where nothing, or next to nothing, was said."""
@@ -129,9 +126,10 @@ class Ear:
         """Ends the utterance, which there is."""
         assert self._utterance is not None
         utterance, self._utterance = self._utterance, None
-        tail = self._voice.rest if self._turns is None else self._voice.rest[:0]
+        tail = self._voice.rest[:0]  # what makes no frame yet belongs to what comes, unless the client ends it
+        if self._turns is None:
+            tail, self._voice.rest = self._voice.rest, tail
         n_samples = utterance.n_samples + len(tail)
-        self._voice.rest = self._voice.rest[:0]
         if self._turns:
             self._turns.speaking, self._turns.quiet = False, 0
         ahead = utterance.encoded_samples / SAMPLE_RATE

@@ -109,12 +109,16 @@ class ItemTruncate(_Event):
     item_id: Id
 
 
+def _none_as_auto(value: Any) -> Any:
+    return "auto" if value is None else value
+
+
 class ResponseOptions(BaseModel):
     """What a response is to be like; None: as the session says."""
 
     model_config = ConfigDict(extra="ignore")
 
-    conversation: Literal["auto", "none"] = "auto"
+    conversation: Annotated[Literal["auto", "none"], BeforeValidator(_none_as_auto)] = "auto"
     input: list[dict[str, Any]] | None = None
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | Literal["inf"] | None = None

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from models.prompt import Prompt
 from service.engine import Delta
-from service.errors import ApiError
+from service.errors import ApiError, Overloaded
 from service.realtime.conversation import Conversation, Item
 from service.realtime.protocol import Event, ResponseOptions, event, new_id
 from service.telemetry import metrics
@@ -74,7 +74,8 @@ class Response:
 
     def fail(self, error: ApiError) -> None:
         """It can't be given."""
-        metrics.REFUSALS.labels(error.code or error.type).inc()
+        if not isinstance(error, Overloaded):  # whom the door has counted
+            metrics.REFUSALS.labels(error.code or error.type).inc()
         told = {"type": error.type, "code": error.code, "message": error.message}
         self._end("failed", {"error": told})
 
@@ -103,7 +104,7 @@ class Response:
             item = self._item.shown()
             self._emit(event("response.output_text.done", **self._place, text=self._text))
             self._emit(event("response.content_part.done", **self._place, part={"type": "text", "text": self._text}))
-            if self._conversation is not None:
+            if self._conversation is not None and self._item in self._conversation.items():
                 before = self._conversation.before(self._item)
                 self._emit(event("conversation.item.done", previous_item_id=before, item=item))
             self._emit(event("response.output_item.done", response_id=self.id, output_index=0, item=item))

@@ -6,9 +6,10 @@ which it came about. This file knows nothing about sockets.
 
 import asyncio
 import base64
-from collections.abc import Coroutine, Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from models.features import SAMPLE_RATE
 from service.answers.prompting import Prompts
@@ -49,8 +50,13 @@ from service.realtime.response import Emit
 from service.realtime.utterance import Utterance
 from service.telemetry import metrics
 
-KEPT_SECONDS = 600  # of audio, for who asks for an item
-MAX_UNHEARD = 8  # utterances that wait for the encoder, before the client is heard again
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+KEPT_SECONDS = 600  # of what was said
+MAX_TASKS = 8  # utterances that are being heard or written down, before the client is heard again
+AT_ONCE_BYTES = 1 << 15  # of audio: some seconds, which a moment's work goes with
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class Session:
             talks.detector,
             config.audio.input,
             talks.max_audio_seconds,
-            read=self._answers.read if self._gives_answers else None,
+            reader=self._answers.reader if self._gives_answers else None,
             began=self._turn_began,
             ended=self._turn_ended,
         )
@@ -118,9 +124,8 @@ class Session:
         for named in beta.from_today(told, self._conversation.id) if self._in_beta_form else (told,):
             self._emit(named)
 
-    def _beside(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Has something done beside the events."""
-        task = asyncio.create_task(work)
+    def _beside(self, task: asyncio.Task[T]) -> asyncio.Task[T]:
+        """Something is done beside the events."""
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -138,8 +143,10 @@ class Session:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def answered(self) -> None:
-        """Waits until no answer is being given."""
+        """Waits until no answer is being given, and all that was said is written down."""
         await self._answers.wait()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def handle(self, text: str) -> None:
         """Does what an event asks, or tells what is wrong with it."""
@@ -152,11 +159,14 @@ class Session:
             await self._keep_up()
         except ApiError as error:
             self.refuse(error, event_id)
+        except Exception:
+            log.exception("an event could not be handled")
+            self.refuse(ApiError("The server had an error while handling the event."), event_id)
 
     async def _keep_up(self) -> None:
-        """Waits while too much of what was said is still to be heard: so does the client, then."""
-        while len(unheard := self._conversation.unheard()) > MAX_UNHEARD:
-            await asyncio.wait(unheard, return_when=asyncio.FIRST_COMPLETED)
+        """Waits while too much is still to be heard and written down: so does the client, then."""
+        while len(self._tasks) > MAX_TASKS:
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
 
     def refuse(self, error: ApiError, event_id: str | None = None) -> None:
         """Tells what is wrong with an event."""
@@ -166,7 +176,10 @@ class Session:
     async def _handle(self, asked: ClientEvent) -> None:
         match asked:
             case Append():
-                await self._ear.take(read_audio(asked.audio, "audio"))
+                data = read_audio(asked.audio, "audio")
+                for begin in range(0, len(data), AT_ONCE_BYTES):
+                    await self._ear.take(data[begin : begin + AT_ONCE_BYTES])
+                    await self._keep_up()
             case Commit():
                 self._ear.check_commit()
                 self._commit()
@@ -179,7 +192,7 @@ class Session:
                 await self._create_item(asked)
             case ItemRetrieve():
                 item = self._conversation.find(asked.item_id)
-                self._tell(event("conversation.item.retrieved", item=self._with_audio(item)))
+                self._tell(event("conversation.item.retrieved", item=await self._with_audio(item)))
             case ItemDelete():
                 self._conversation.remove(asked.item_id)
                 self._tell(event("conversation.item.deleted", item_id=asked.item_id))
@@ -204,7 +217,9 @@ class Session:
             raise RealtimeError(
                 f"This is a {self._config.type!r} session, and stays one.", code="invalid_value", param="session.type"
             )
-        self._config = self._config.updated(update)
+        config = self._config.updated(update)
+        self._talks.prompts.check_length(len(config.instructions), "session.instructions")
+        self._config = config
         self._ear.set(self._config.audio.input)
         self._tell(event("session.updated", session=self._shown()))
 
@@ -231,14 +246,12 @@ class Session:
 
     def _commit(self) -> Said:
         said = self._ear.commit()
-        heard = Heard.of(said.recording, said.samples)
+        heard = Heard.of(self._beside(said.recording), said.samples)
         item = Item("user", [heard], id=self._item_id)
         self._item_id = new_id("item")
         before = self._conversation.add(item)
         self._tell(event("input_audio_buffer.committed", previous_item_id=before, item_id=item.id))
-        self._told_item(item, before)
-        if self._config.audio.input.transcription:
-            self._beside(self._transcribe(item, heard, 0, self._config.audio.input.transcription))
+        self._added(item, before)
         return said
 
     async def _transcribe(self, item: Item, heard: Heard, index: int, config: TranscriptionConfig) -> None:
@@ -246,7 +259,7 @@ class Session:
         place = {"item_id": item.id, "content_index": index}
         kind = "conversation.item.input_audio_transcription"
         try:
-            transcript = Transcript.of(await heard.recording)
+            transcript = Transcript.of(await heard.heard())
             request = TranscriptionRequest(prompt=config.prompt or "", language=config.language or "")
             async for told in self._talks.transcription.write(request, transcript, self._talks.transcribe):
                 if told["type"] == "transcript.text.delta":
@@ -260,20 +273,26 @@ class Session:
     # What is in the conversation.
 
     async def _create_item(self, asked: ItemCreate) -> None:
-        item = await self._read_item(asked.item, "item")
-        before = self._conversation.add(item, asked.previous_item_id)
-        self._told_item(item, before)
-        if transcription := self._config.audio.input.transcription:
-            for index, part in enumerate(item.parts):
-                if isinstance(part, Heard):
-                    self._beside(self._transcribe(item, part, index, transcription))
+        item, audio = self._read_item(asked.item, "item")
+        self._conversation.place(item, asked.previous_item_id)
+        await self._hear_parts(item, audio, "item")
+        self._added(item, self._conversation.add(item, asked.previous_item_id))
 
-    async def _read_item(self, values: Mapping[str, Any], where: str) -> Item:
+    def _read_item(self, values: Mapping[str, Any], where: str) -> tuple[Item, dict[int, bytes]]:
         item, audio = read_item(values, where)
         self._talks.prompts.check_length(item.characters, where)
-        for i, data in audio.items():
-            item.parts[i] = await self._hear_at_once(data, f"{where}.content.{i}.audio")
-        return item
+        self._talks.prompts.check_pieces(len(item.parts), where)
+        return item, audio
+
+    async def _hear_parts(self, item: Item, audio: Mapping[int, bytes], where: str) -> None:
+        """Puts in place what is said in an item; where one part can't be heard, none is."""
+        try:
+            for i, data in audio.items():
+                item.parts[i] = await self._hear_at_once(data, f"{where}.content.{i}.audio")
+                await self._keep_up()
+        except BaseException:
+            item.drop()
+            raise
 
     async def _hear_at_once(self, data: bytes, where: str) -> Heard:
         """Hears what is said as a whole."""
@@ -286,7 +305,7 @@ class Session:
                 code="invalid_value",
                 param=where,
             )
-        return Heard.of(self._beside(self._hear(samples)), samples)
+        return Heard.of(self._beside(asyncio.create_task(self._hear(samples))), samples)
 
     async def _hear(self, samples: Samples) -> Recording:
         utterance = Utterance(self._talks.listener.hear_samples)
@@ -299,16 +318,24 @@ class Session:
             utterance.drop()
             raise
 
-    def _told_item(self, item: Item, before: str | None) -> None:
+    def _added(self, item: Item, before: str | None) -> None:
+        """An item has joined the conversation: has written down what is said in it, and forgets what is too much."""
         for kind in ("conversation.item.added", "conversation.item.done"):
             self._tell(event(kind, previous_item_id=before, item=item.shown()))
+        if transcription := self._config.audio.input.transcription:
+            for index, part in enumerate(item.parts):
+                if isinstance(part, Heard):
+                    self._beside(asyncio.create_task(self._transcribe(item, part, index, transcription)))
+        for item_id in self._conversation.forget():
+            self._tell(event("conversation.item.deleted", item_id=item_id))
 
-    def _with_audio(self, item: Item) -> Event:
+    async def _with_audio(self, item: Item) -> Event:
         shown = item.shown()
         coding = self._config.audio.input.format.coding()
         for part, content in zip(item.parts, shown["content"], strict=True):
-            if isinstance(part, Heard) and part.samples is not None:
-                content["audio"] = base64.b64encode(encode(part.floats(), *coding)).decode()
+            if isinstance(part, Heard):
+                data = await asyncio.to_thread(encode, part.floats(), *coding)
+                content["audio"] = base64.b64encode(data).decode()
         return shown
 
     # What is answered.
@@ -317,11 +344,18 @@ class Session:
         if not self._gives_answers:
             raise RealtimeError("A transcription session has no responses.", code="invalid_value", param="type")
         options = asked.response
-        context = None if options.input is None else [await self._context(*entry) for entry in enumerate(options.input)]
-        await self._answers.create(options, context)
+        await self._answers.make_way(options)
+        context = None if options.input is None else await self._context(options.input)
+        self._answers.create(options, context)
 
-    async def _context(self, i: int, values: Mapping[str, Any]) -> Item:
-        where = f"response.input.{i}"
-        if values.get("type") == "item_reference":
-            return self._conversation.find(str(values.get("id")), f"{where}.id")
-        return await self._read_item(values, where)
+    async def _context(self, entries: Sequence[Mapping[str, Any]]) -> list[Item]:
+        items: list[Item] = []
+        for i, values in enumerate(entries):
+            where = f"response.input.{i}"
+            if values.get("type") == "item_reference":
+                items.append(self._conversation.find(str(values.get("id")), f"{where}.id"))
+                continue
+            item, audio = self._read_item(values, where)
+            await self._hear_parts(item, audio, where)
+            items.append(item)
+        return items

@@ -130,6 +130,7 @@ class Utterance:
 
     async def finish(self, tail: Samples) -> Recording:
         """All of it, with the samples (n,) that made no frame any more. Raises what `hear` raises."""
+        self._ahead = None  # from here on it is read where it is answered
         if self._guess:
             self._close(self._guess)
         elif self._is_voiced or not self._pieces:

@@ -63,6 +63,7 @@ class FakePrompts:
     """A token for each character of text, and the rows of speech; notes the messages."""
 
     max_characters = 5000
+    format = "chat-template"
 
     def __init__(self) -> None:
         self.messages: list[list[Message]] = []
@@ -78,6 +79,9 @@ class FakePrompts:
                 is_token += [isinstance(part, str)] * (len(ids) - len(is_token))
         self.check_length(len(ids) - self.max_built + self.max_characters, param)
         return Prompt(ids, is_token, torch.zeros(len(ids), 1))
+
+    def check_pieces(self, pieces: int, param: str) -> None:
+        pass
 
     def check_length(self, characters: int, param: str) -> None:
         if characters > self.max_characters:

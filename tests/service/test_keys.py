@@ -101,3 +101,13 @@ def test_lent_keys_make_room_for_others() -> None:
     lent = [keys.lend("alice", 10) for _ in range(MAX_LENT + 1)]
     assert keys.lent(lent[0]) is None
     assert all(map(keys.lent, lent[1:]))
+
+
+def test_what_was_lent_ends_with_the_key_of_who_lent_it(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(key_line("alice", new_key()) + "\n")
+    keys = Keys(file=file)
+    key = keys.lend("alice", 10)
+    assert keys.lent(key)
+    file.write_text(key_line("bob", new_key()) + "\n" + "# more\n")
+    assert keys.lent(key) is None

@@ -15,7 +15,7 @@ from service.errors import Unavailable
 from service.gate.admission import Limits
 from service.realtime.answers import MAX_ASIDE
 from service.realtime.config import SessionConfig
-from service.realtime.session import MAX_UNHEARD
+from service.realtime.session import MAX_TASKS
 from tests.service.realtime_fakes import CONTEXT, Talk, sound
 
 SERVER_EVENT: TypeAdapter[Any] = TypeAdapter(RealtimeServerEvent)
@@ -213,17 +213,17 @@ async def test_who_says_more_than_can_be_heard_waits(talk: Talk) -> None:
     talk.listener.gate.clear()
 
     async def flood() -> None:
-        for _ in range(MAX_UNHEARD + 5):
+        for _ in range(MAX_TASKS + 5):
             await talk.session.handle(json.dumps({"type": "input_audio_buffer.append", "audio": sound(0.5)}))
             await talk.session.handle('{"type": "input_audio_buffer.commit"}')
 
     client = asyncio.create_task(flood())
     await talk.settle()
     await talk.settle()
-    assert talk.kinds().count("input_audio_buffer.committed") == MAX_UNHEARD + 1
+    assert talk.kinds().count("input_audio_buffer.committed") == MAX_TASKS + 1
     talk.listener.gate.set()
     await client
-    assert talk.kinds().count("input_audio_buffer.committed") == MAX_UNHEARD + 5
+    assert talk.kinds().count("input_audio_buffer.committed") == MAX_TASKS + 5
 
 
 async def test_one_response_at_a_time_in_the_conversation_and_others_beside_it(talk: Talk) -> None:
@@ -335,17 +335,81 @@ async def test_what_an_item_brings_is_written_down(talk: Talk) -> None:
     assert (completed["content_index"], completed["transcript"]) == (1, "4 rows")
 
 
-async def test_old_audio_is_forgotten_and_its_rows_are_not(talk: Talk) -> None:
+async def test_what_is_too_old_is_forgotten(talk: Talk) -> None:
     talk.session._conversation._max_samples = 16000
-    content = [{"type": "input_audio", "audio": sound(0.8)}]
     for item_id in ("a", "b"):
+        content = [{"type": "input_audio", "audio": sound(0.8)}]
         item = {"id": item_id, "type": "message", "role": "user", "content": content}
-        await send(talk, "conversation.item.create", item=item)
-    (old,) = await send(talk, "conversation.item.retrieve", item_id="a")
-    (new,) = await send(talk, "conversation.item.retrieve", item_id="b")
-    assert ["audio" in told["item"]["content"][0] for told in (old, new)] == [False, True]
+        told = await send(talk, "conversation.item.create", item=item)
+    assert kinds(told) == ["conversation.item.added", "conversation.item.done", "conversation.item.deleted"]
+    assert told[-1]["item_id"] == "a"
+    (kept,) = await send(talk, "conversation.item.retrieve", item_id="b")
+    assert kept["item"]["content"][0]["audio"]
+
+
+async def test_a_cancelled_response_leaves_what_was_said(talk: Talk) -> None:
+    """It was still being heard then."""
+    await send(talk, "session.update", session=PUSH_TO_TALK)
+    talk.listener.gate.clear()
+    await append(talk, 0.5)
+    await send(talk, "input_audio_buffer.commit")
     await send(talk, "response.create")
-    assert all(isinstance(message.parts[0], Speech) for message in talk.prompts.messages[-1])
+    await send(talk, "response.cancel")
+    talk.listener.gate.set()
+    await send(talk, "response.create")
+    assert [told["response"]["status"] for told in talk.told if told["type"] == "response.done"] == [
+        "cancelled",
+        "completed",
+    ]
+    assert talk.engine.prompts[-1].speech_tokens
+
+
+async def test_what_could_not_be_heard_is_left_out_of_later_answers(talk: Talk) -> None:
+    talk.listener.error = Unavailable("The encoder has stopped.")
+    await append(talk, 0.5)
+    await append(talk, 0.7, loud=False)
+    talk.listener.error = None
+    await append(talk, 0.5)
+    await append(talk, 0.7, loud=False)
+    assert [told["response"]["status"] for told in talk.told if told["type"] == "response.done"] == [
+        "failed",
+        "completed",
+    ]
+
+
+async def test_an_item_that_can_not_join_is_not_heard(talk: Talk) -> None:
+    content = [{"type": "input_audio", "audio": sound(0.5)}]
+    item = {"id": "a", "type": "message", "role": "user", "content": content}
+    await send(talk, "conversation.item.create", item=item)
+    heard = len(talk.listener.heard)
+    for fields in ({}, {"previous_item_id": "nobody"}):
+        (error,) = await send(talk, "conversation.item.create", item=item | ({"id": "b"} if fields else {}), **fields)
+        assert error["type"] == "error"
+    assert len(talk.listener.heard) == heard
+
+
+async def test_the_model_may_speak_first_and_again(talk: Talk) -> None:
+    """Also where prompts have to end with the user."""
+    talk.prompts.format = "blsp"
+    for _ in range(2):
+        await send(talk, "response.create")
+    assert [m.role for m in talk.prompts.messages[-1]] == ["assistant", "user"]
+
+
+async def test_nulls_and_what_has_no_effect_are_taken(talk: Talk) -> None:
+    detection = {"type": "server_vad", "idle_timeout_ms": 5000, "threshold": None}
+    (updated,) = await send(talk, "session.update", session={"audio": {"input": {"turn_detection": detection}}})
+    shown = updated["session"]["audio"]["input"]["turn_detection"]
+    assert (shown["idle_timeout_ms"], shown["threshold"]) == (None, 0.5)
+    assert "error" not in kinds(await send(talk, "response.create", response={"conversation": None}))
+
+
+async def test_after_what_nobody_foresaw_the_talk_goes_on(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(talk.session._ear, "take", None)
+    (error,) = await append(talk, 0.5)
+    assert (error["error"]["type"], error["error"]["code"]) == ("server_error", None)
+    monkeypatch.undo()
+    assert not await append(talk, 0.5, loud=False)
 
 
 async def test_what_is_deleted_is_not_heard_to_its_end(talk: Talk) -> None:
@@ -458,9 +522,9 @@ async def test_buffers(talk: Talk) -> None:
     assert kinds(await send(talk, "input_audio_buffer.clear")) == ["input_audio_buffer.cleared"]
     (error,) = await send(talk, "input_audio_buffer.commit")
     assert error["error"]["code"] == "input_audio_buffer_commit_empty"
-    for _ in range(3):
+    for _ in range(2):
         assert not await append(talk, 10.0)
-    (error,) = await append(talk, 0.1)
+    (error,) = await append(talk, 10.0)
     assert error["error"]["code"] == "input_audio_buffer_full"
     assert kinds(await send(talk, "input_audio_buffer.commit"))[0] == "input_audio_buffer.committed"
 

@@ -81,3 +81,8 @@ def test_beginnings_and_ends_take_turns(probabilities: list[float], threshold: f
     assert turns.speaking == (len(changes) % 2 == 1)
     if any(p >= threshold for p in probabilities):
         assert changes
+
+
+def test_a_turn_ends_however_low_the_threshold() -> None:
+    turns = Turns(0.1, 2)
+    assert [turns.hear(p) for p in (0.2, 0.0, 0.0)] == [True, None, False]
