@@ -177,6 +177,7 @@ class _Talk:
         session = Session(state.service.talks, state.admission, config, int(self._ends), unsent.put, in_beta_form)
         try:
             code = await self._serve(session, unsent)
+            await session.end_answers()
             async with asyncio.timeout(LAST_WORDS_SECONDS):
                 await unsent.finish()
                 await self._socket.close(code)

@@ -142,6 +142,10 @@ class Session:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def end_answers(self) -> None:
+        """Ends what is being answered, which is told."""
+        await self._answers.close()
+
     async def answered(self) -> None:
         """Waits until no answer is being given, and all that was said is written down."""
         await self._answers.wait()

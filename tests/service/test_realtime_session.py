@@ -599,6 +599,14 @@ def test_the_page_lists_every_code() -> None:
     assert {code for row in listed for code in re.findall(r"\w+", row)} == raised | {"context_length_exceeded"}
 
 
+async def test_an_answer_that_is_ended_is_told(talk: Talk) -> None:
+    talk.engine.gate.clear()
+    await send(talk, "response.create")
+    await talk.session.end_answers()
+    assert talk.kinds()[-1] == "response.done"
+    assert talk.last("response.done")["response"]["status"] == "cancelled"
+
+
 async def test_nothing_is_told_or_goes_on_after_its_end(talk: Talk) -> None:
     talk.engine.gate.clear()
     await append(talk, 0.5)
