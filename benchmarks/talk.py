@@ -25,7 +25,13 @@ SILENCE_MS = 500  # after which the server takes a turn for ended
 AUDIBLE = 0.02  # of full scale: what is quieter before and behind a recording is cut off
 RATE = 24000
 TOKENS = 8
-ROUNDS = 3  # utterances of each length, of one person; of many, one each
+LAST = {
+    "id": "last",
+    "type": "message",
+    "role": "system",
+    "content": [{"type": "input_text", "text": "."}],
+}  # said behind all
+ROUNDS = 2  # utterances of each length, of one person; of many, one each
 SPREAD = 3.0  # seconds over which the sessions begin
 
 
@@ -52,13 +58,13 @@ async def talked(url: str, said: Samples, told_by_server: bool) -> float:
     session = {"max_output_tokens": TOKENS, "audio": {"input": {"turn_detection": detection}}}
     async with aiohttp.ClientSession() as http, http.ws_connect(f"{url}/v1/realtime") as socket:
         await socket.send_json({"type": "session.update", "session": session})
-        began = perf_counter()
-        answered = asyncio.create_task(_answered(socket, began + len(said) / SAMPLE_RATE))
+        answered = asyncio.create_task(_answered(socket))
         await say(socket, np.concatenate([said, quiet]))
         ended = perf_counter()
         if not told_by_server:
             await socket.send_json({"type": "input_audio_buffer.commit"})
             await socket.send_json({"type": "response.create"})
+        await socket.send_json({"type": "conversation.item.create", "item": LAST})
         stopped, first = await answered
         return first - (stopped if told_by_server else ended)
 
@@ -72,15 +78,23 @@ async def say(socket: aiohttp.ClientWebSocketResponse, said: Samples) -> None:
         await socket.send_json({"type": "input_audio_buffer.append", "audio": audio})
 
 
-async def _answered(socket: aiohttp.ClientWebSocketResponse, since: float) -> tuple[float, float]:
-    """When the server told the end of the last turn, and when its answer began; answers before a time are to turns that were none."""
-    stopped = 0.0
+async def _answered(socket: aiohttp.ClientWebSocketResponse) -> tuple[float, float]:
+    """When the server told the end of the last turn, and when its answer began: a speaker may have paused for as long as an end before."""
+    stopped = first = 0.0
+    is_last = False
     async for message in socket:
         event, now = json.loads(message.data), perf_counter()
-        if event["type"] == "input_audio_buffer.speech_stopped":
-            stopped = now
-        if event["type"] == "response.output_text.delta" and now > since:
-            return stopped, now
+        match event["type"]:
+            case "input_audio_buffer.speech_stopped":
+                stopped, first = now, 0.0
+            case "response.output_text.delta":
+                first = first or now
+            case "response.done" if event["response"]["status"] != "cancelled":
+                first = first or now  # random weights may say nothing
+            case "conversation.item.done":
+                is_last = is_last or event["item"]["id"] == LAST["id"]
+        if is_last and first:
+            return stopped, first
         if event["type"] == "error":
             raise RuntimeError(f"no answer: {event}")
     raise RuntimeError("the socket was closed")
