@@ -8,7 +8,7 @@ export class Problem extends Error {
   }
 }
 
-const TODO = {
+const ADVICE = {
   invalid_api_key: "Type a valid key above and ask again.",
   invalid_audio: "Try another file, or record anew.",
   unsupported_media_type: "Choose a file with sound in it.",
@@ -27,11 +27,11 @@ export function refusal(error, status, retryAfter) {
   const code = error?.code ?? "";
   const what = error?.message ?? `The server answered with status ${status}.`;
   if (status === 429) return new Problem(what, retryAfter ? `Try again in ${retryAfter} s.` : "Try again in a moment.", code);
-  return new Problem(what, TODO[code] ?? "", code);
+  return new Problem(what, ADVICE[code] ?? "", code);
 }
 
 /** The Problem of a server that does not answer. */
-export const unreachable = () => new Problem("The server does not answer.", TODO.unavailable, "unavailable");
+export const unreachable = () => new Problem("The server does not answer.", ADVICE.unavailable, "unavailable");
 
 /** Any error as a Problem. */
 export function asProblem(error) {
