@@ -19,7 +19,7 @@ from service.http.door import LAST_WORDS_SECONDS, client_of
 from service.http.json_route import JsonRoute, check_values
 from service.http.middleware import key_of
 from service.http.openapi import SECRET
-from service.loading import Service
+from service.http.routes import Ready, loaded
 from service.realtime import beta
 from service.realtime.config import SessionConfig
 from service.realtime.protocol import Event, RealtimeError, new_id
@@ -43,15 +43,16 @@ async def realtime(websocket: WebSocket) -> None:
     settings: ServeSettings = state.settings
     client = client_of(websocket.scope)
     try:
-        config = _check(websocket, state.service, settings, state.keys)
+        config = _check(websocket, settings, state.keys)
+        await loaded(websocket)
         with state.sessions.admit(client), state.drain.talking(), metrics.REALTIME_SESSIONS.track_inprogress():
             await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in websocket.scope["subprotocols"] else None)
             await _Talk(websocket, settings).run(config)
     except ApiError as error:
         headers = {}
-        if isinstance(error, Overloaded):
+        if isinstance(error, Overloaded):  # which the door has counted
             headers = {"Retry-After": str(error.retry_after)}
-        else:  # the door has counted those
+        else:
             metrics.REFUSALS.labels(error.code or error.type).inc()
         await websocket.send_denial_response(JSONResponse(error.body(), error.status, headers))
 
@@ -70,12 +71,9 @@ class SecretRequest(BaseModel):
 
 
 @router.post("/v1/realtime/client_secrets", **SECRET)
-async def client_secrets(body: SecretRequest, request: Request) -> dict[str, Any]:
+async def client_secrets(body: SecretRequest, request: Request, service: Ready) -> dict[str, Any]:
     """OpenAI's: a key for a while, which opens sockets and nothing else."""
     config = SessionConfig(type=_session_type(body.session)).updated(body.session)
-    service: Service | None = request.app.state.service
-    if service is None:
-        raise Unavailable("The model is still loading; GET /ready tells when it is there.")
     service.talks.prompts.check_length(len(config.instructions), "session.instructions")
     seconds = body.expires_after.seconds
     key = request.app.state.keys.lend(client_of(request.scope), seconds, config)
@@ -87,13 +85,11 @@ def _session_type(session: Mapping[str, Any]) -> Literal["realtime", "transcript
     return "transcription" if session.get("type") == "transcription" else "realtime"
 
 
-def _check(websocket: WebSocket, service: Service | None, settings: ServeSettings, keys: Keys) -> SessionConfig:
+def _check(websocket: WebSocket, settings: ServeSettings, keys: Keys) -> SessionConfig:
     """What a session begins with; raises ApiError for a handshake that can't lead to one."""
     _check_origin(websocket, settings)
     if websocket.app.state.drain.begun.is_set():
         raise Unavailable("The service is shutting down.")
-    if service is None:
-        raise Unavailable("The model is still loading; GET /ready tells when it is there.")
     query = websocket.query_params
     if "call_id" in query:
         raise InvalidRequest("There are no calls here; open a socket with 'model' instead.", param="call_id")

@@ -12,7 +12,7 @@ import torch
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, HTTPConnection
 from torch import Tensor
 
 from service.answers.chat import (
@@ -56,14 +56,17 @@ T = TypeVar("T")
 Options = TypeVar("Options", SpeechRequest, TranscriptionRequest)
 
 
-async def _service(request: Request) -> Service:  # FastAPI runs one without async in a thread, for every request
-    service: Service | None = request.app.state.service
+async def loaded(
+    connection: HTTPConnection,
+) -> Service:  # FastAPI runs one without async in a thread, for every request
+    """What answers, once it is there; raises Unavailable before."""
+    service: Service | None = connection.app.state.service
     if service is None:
         raise Unavailable("The model is still loading; GET /ready tells when it is there.")
     return service
 
 
-Ready = Annotated[Service, Depends(_service)]
+Ready = Annotated[Service, Depends(loaded)]
 
 
 @router.post("/v1/speech", **SPEECH)

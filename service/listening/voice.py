@@ -9,17 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from silero_vad import load_silero_vad
 from torch import Tensor
+
+from service.audio.raw import Samples
 
 FRAME = 512  # samples at 16 kHz: 32 ms
 AT_ONCE = 32  # frames of a stream, before others have their turn
 CONTEXT = 64  # samples of the frame before, which the network looks at again
 STATE = (2, 1, 128)
-
-Samples = npt.NDArray[np.float32]
 
 
 @dataclass(eq=False)
@@ -129,6 +128,10 @@ class Turns:
     HYSTERESIS = 0.15
     LEAST = 0.01
 
+    def reset(self) -> None:
+        """Nobody speaks."""
+        self.speaking, self.quiet = False, 0
+
     def hear(self, probability: float) -> bool | None:
         """Takes a frame. True: a turn begins with it; False: one ends with it; None: neither."""
         if probability >= self.threshold:
@@ -142,7 +145,7 @@ class Turns:
             self.quiet += 1
         if self.quiet < self.silence:
             return None
-        self.speaking, self.quiet = False, 0
+        self.reset()
         return False
 
 

@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from service.gate.admission import Admission
 from service.realtime.config import SessionConfig
 from service.realtime.conversation import Conversation, Item
 from service.realtime.protocol import RealtimeError, ResponseOptions
-from service.realtime.response import Emit, Response
+from service.realtime.response import CancelledBy, Emit, Response
 from service.realtime.utterance import Ahead
 from service.request import begin
 
@@ -27,8 +26,6 @@ RESERVE = 8  # a part of the context, one by that, is for the answer: older item
 MAX_ASIDE = 16  # responses outside of the conversation at the same time
 
 log = logging.getLogger(__name__)
-
-CancelledBy = Literal["turn_detected", "client_cancelled"]
 
 
 @dataclass(eq=False)

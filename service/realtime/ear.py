@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from models.features import SAMPLE_RATE
-from service.audio.raw import RawDecoder
+from service.audio.raw import RawDecoder, Samples
 from service.listening.listener import Listener, Recording
-from service.listening.voice import FRAME, Detector, Samples, Turns, Voice, frames_in
+from service.listening.voice import FRAME, Detector, Turns, Voice, frames_in
 from service.realtime.config import AudioInput, TurnDetection
 from service.realtime.protocol import RealtimeError
 from service.realtime.utterance import Ahead, Utterance
@@ -131,7 +131,7 @@ class Ear:
             tail, self._voice.rest = self._voice.rest, tail
         n_samples = utterance.n_samples + len(tail)
         if self._turns:
-            self._turns.speaking, self._turns.quiet = False, 0
+            self._turns.reset()
         ahead = utterance.encoded_samples / SAMPLE_RATE
         metrics.REALTIME_AUDIO_SECONDS.labels("ahead").inc(ahead)
         metrics.REALTIME_AUDIO_SECONDS.labels("after").inc(max(0.0, n_samples / SAMPLE_RATE - ahead))
@@ -146,4 +146,4 @@ class Ear:
         self._voice = Voice()
         self._before.clear()
         if self._turns:
-            self._turns.speaking, self._turns.quiet = False, 0
+            self._turns.reset()

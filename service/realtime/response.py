@@ -12,6 +12,7 @@ from service.realtime.protocol import Event, ResponseOptions, event, new_id
 from service.telemetry import metrics
 
 Emit = Callable[[Event], None]
+CancelledBy = Literal["turn_detected", "client_cancelled"]
 Ending = Literal["completed", "cancelled", "incomplete", "failed"]
 
 
@@ -30,7 +31,7 @@ class Response:
         self.id = new_id("resp")
         self.options = options
         self.max_output_tokens = max_output_tokens
-        self.cancelled_by: Literal["turn_detected", "client_cancelled"] = "client_cancelled"
+        self.cancelled_by: CancelledBy = "client_cancelled"
         self._conversation = conversation
         self._emit = emit
         self._asked = asked

@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 from models.features import SAMPLE_RATE
 from service.answers.prompting import Prompts
 from service.answers.transcription import Task, Transcript, TranscriptionRequest, TranscriptionService
-from service.audio.raw import RawDecoder, encode
+from service.audio.raw import RawDecoder, Samples, encode
 from service.engine import Engine
 from service.errors import ApiError
 from service.gate.admission import Admission, current_client
 from service.listening.listener import Listener, Recording
-from service.listening.voice import FRAME, Detector, Samples, Voice
+from service.listening.voice import FRAME, Detector, Voice
 from service.realtime import beta
 from service.realtime.answers import Answers
 from service.realtime.config import SessionConfig, TranscriptionConfig

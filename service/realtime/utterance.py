@@ -5,15 +5,16 @@ as if nothing came after it: where nothing does, all is done when that is known.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from service.answers.segments import quietest_cut
+from service.audio.raw import Samples
 from service.listening.listener import Recording
 from service.listening.voice import FRAME, frames_in
 
@@ -24,8 +25,7 @@ SHORT = frames_in(3000)  # a piece lasts longer than that, unless the utterance 
 LONG = frames_in(7000)  # and no longer than that: it ends where it is quietest
 WAITING = 16  # pieces of an utterance that wait for the encoder
 
-Samples = npt.NDArray[np.float32]
-Hear = Callable[[Samples], Awaitable[Tensor]]
+Hear = Callable[[Samples], Coroutine[Any, Any, Tensor]]
 Ahead = Callable[[Tensor], Awaitable[None]]
 
 
@@ -105,7 +105,7 @@ class Utterance:
 
     def _piece(self, end: int) -> _Piece:
         samples = np.concatenate(self._frames[self._begin : end])
-        rows = asyncio.create_task(self._encode(samples))
+        rows = asyncio.create_task(self._hear(samples))
         so_far = [*(piece.rows for piece in self._pieces), rows]
         before = self._pieces[-1].read if self._pieces else None
         read = asyncio.create_task(_read(so_far, before, self._ahead)) if self._ahead else None
@@ -113,9 +113,6 @@ class Utterance:
             if task:  # whoever waits for it hears of its error; where nobody does, it is nobody's
                 task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return _Piece(end, len(samples), rows, read)
-
-    async def _encode(self, samples: Samples) -> Tensor:
-        return await self._hear(samples)
 
     def _set_guess(self, piece: _Piece | None) -> None:
         if self._guess and self._guess is not piece:

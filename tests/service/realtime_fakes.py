@@ -10,11 +10,11 @@ import torch
 
 from models.prompt import Message, Prompt, Speech
 from service.answers.transcription import Task
-from service.audio.raw import encode
+from service.audio.raw import Samples, encode
 from service.engine import Delta, Sampling
 from service.errors import ContextTooLong
 from service.gate.admission import Admission, Limits, Queued
-from service.listening.voice import FRAME, Samples, Voice
+from service.listening.voice import FRAME, Voice
 from service.realtime.config import SessionConfig
 from service.realtime.session import Session, Talks
 

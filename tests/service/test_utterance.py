@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from service.audio.raw import Samples
 from service.errors import Unavailable
-from service.listening.voice import FRAME, Samples
+from service.listening.voice import FRAME
 from service.realtime.utterance import A_BREATH, LONG, PAUSE, SHORT, WAITING, Utterance
 
 NOTHING = np.empty(0, np.float32)
