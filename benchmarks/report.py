@@ -121,15 +121,22 @@ def _cpu(results: Results, dtype: str, piece: str, side: str) -> float | None:
     return statistics.mean(sums) if sums else None
 
 
-TALKS = ("socket, turns by the client", "socket, turns by the server", "posted", "peer, posted")
+TALKS = (
+    "socket, turns by the client",
+    "socket, cut off in a word",
+    "socket, turns by the server",
+    "posted",
+    "peer, posted",
+)
 
 
 def _talk(results: Results) -> Iterator[str]:
     yield "## From the end of a turn to the first text of its answer, seconds"
     yield ""
     yield (
-        "People's speech at its own pace. On the socket the client tells the end of a turn, or the server does after 500 ms of silence; "
-        "posted: the recording, when it has been said, to chat completions. Sessions begin within 3 s."
+        "People's speech at its own pace, quiet for its last 0.3 s but where it is cut off in the middle of a word. On the socket "
+        "the client tells the end of a turn, or the server does after 500 ms of silence; posted: the recording, when it has been "
+        "said, to chat completions. Sessions begin within 3 s."
     )
     yield ""
     yield f"| dtype | sessions | utterance | {' | '.join(TALKS)} |"
@@ -144,11 +151,13 @@ def _talk(results: Results) -> Iterator[str]:
 
 
 # Two figures of talks, each of (sessions, utterance, side), and the bound of the first / the second.
-BY_CLIENT, BY_SERVER, POSTED, BY_PEER = TALKS
+BY_CLIENT, CUT_OFF, BY_SERVER, POSTED, BY_PEER = TALKS
 TALK_TARGETS = [
     ("10 s utterance, socket / posted", ("1", "10", BY_CLIENT), ("1", "10", POSTED), 0.5),
+    ("10 s utterance cut off in a word, socket / posted", ("1", "10", CUT_OFF), ("1", "10", POSTED), 0.5),
     ("10 s utterance, turns by the server, socket / posted", ("1", "10", BY_SERVER), ("1", "10", POSTED), 0.5),
     ("10 s utterance, socket / peer", ("1", "10", BY_CLIENT), ("1", "10", BY_PEER), 0.4),
+    ("10 s utterance cut off in a word, socket / peer", ("1", "10", CUT_OFF), ("1", "10", BY_PEER), 0.4),
     ("socket, 30 s utterance / 3 s", ("1", "30", BY_CLIENT), ("1", "3", BY_CLIENT), 1.3),
     ("socket, 10 s utterance, 8 sessions / 1", ("8", "10", BY_CLIENT), ("1", "10", BY_CLIENT), 2.0),
 ]

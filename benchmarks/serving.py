@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks import processes, report
 from benchmarks.processes import Server, Worker, machine
 from benchmarks.small import make_checkpoints
-from benchmarks.talk import posted, talked, waits
+from benchmarks.talk import cut_off, posted, talked, waits
 from service.audio.raw import Samples
 from service.load.client import REPEATED, Load, Question, Sample, clips, summarize
 
@@ -198,6 +198,7 @@ def talk(number: int) -> Callable[[Bench], Iterator[tuple[str, Any]]]:
         ours, peer = bench.ours.url, bench.peer.url
         ways: dict[str, Callable[[Samples], Awaitable[float]]] = {
             "socket, turns by the client": lambda said: talked(ours, said, told_by_server=False),
+            "socket, cut off in a word": lambda said: talked(ours, cut_off(said), told_by_server=False),
             "socket, turns by the server": lambda said: talked(ours, said, told_by_server=True),
             "posted": lambda said: posted(ours, said, "chat"),
             "peer, posted": lambda said: posted(peer, said, "chat"),

@@ -33,10 +33,15 @@ LAST = {
 }  # said behind all
 ROUNDS = 2  # utterances of each length, of one person; of many, one each
 SPREAD = 3.0  # seconds over which the sessions begin
+QUIET_SECONDS = 0.3  # at the end of an utterance: who has finished lets go of the button a moment after the last word
+ANSWER_SECONDS = 60  # within which an answer must begin
 
 
 def speech(seconds: float, seed: int) -> Samples:
-    """People's recordings one behind the other, from a random place on, with noise that nobody hears: no two are the same."""
+    """People's recordings one behind the other, from a random place on, quiet at the end.
+
+    Noise that nobody hears is added: no two are the same.
+    """
     files = sorted((DEFAULT_MODEL.parent / "samples").glob("*.flac"))
     rng = np.random.default_rng(seed)
     parts: list[Samples] = []
@@ -48,7 +53,13 @@ def speech(seconds: float, seed: int) -> Samples:
     n_samples = round(seconds * SAMPLE_RATE)
     begin = rng.integers(SAMPLE_RATE // 2)
     said = np.concatenate(parts)[begin : begin + n_samples]
+    said[-round(QUIET_SECONDS * SAMPLE_RATE) :] = 0
     return (said + 1e-4 * rng.normal(size=n_samples)).astype(np.float32)
+
+
+def cut_off(said: Samples) -> Samples:
+    """Without the quiet at its end: it ends in the middle of a word."""
+    return said[: -round(QUIET_SECONDS * SAMPLE_RATE)]
 
 
 async def talked(url: str, said: Samples, told_by_server: bool) -> float:
@@ -117,7 +128,8 @@ async def sessions(number: int, seconds: int, seed: int, answer: Callable[[Sampl
     async def one(i: int) -> float:
         said = await asyncio.to_thread(speech, seconds, seed + i)
         await asyncio.sleep(i * SPREAD / number)
-        return await answer(said)
+        async with asyncio.timeout(seconds + ANSWER_SECONDS):
+            return await answer(said)
 
     return await asyncio.gather(*map(one, range(number)))
 
