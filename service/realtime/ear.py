@@ -54,7 +54,7 @@ class Ear:
         self._max_seconds = max_seconds
         self._reader, self._began, self._ended = reader, began, ended
         self._voice = Voice()
-        self._n_frames = 0  # of the whole session
+        self._n_samples = 0  # of the whole session
         self._utterance: Utterance | None = None
         self._format = config.format
         self._decoder = RawDecoder(*config.format.coding())
@@ -92,11 +92,11 @@ class Ear:
             await self._hear(frame, probability)
 
     async def _hear(self, frame: Samples, probability: float) -> None:
-        self._n_frames += 1
+        self._n_samples += FRAME
         change = self._turns.hear(probability) if self._turns else None
         if change:
             self._utterance = self._begin()
-            self._began(round((self._n_frames - 1 - len(self._before)) * FRAME_MS))
+            self._began(self._milliseconds - round((1 + len(self._before)) * FRAME_MS))
             for before in self._before:
                 await self._utterance.add(before, 0.0)
             self._before.clear()
@@ -108,7 +108,11 @@ class Ear:
         await self._utterance.add(frame, probability)
         too_long = self._turns is not None and self._utterance.n_samples > self._max_seconds * SAMPLE_RATE
         if change is False or too_long:
-            self._ended(round(self._n_frames * FRAME_MS))
+            self._ended(self._milliseconds)
+
+    @property
+    def _milliseconds(self) -> int:
+        return round(1000 * self._n_samples / SAMPLE_RATE)
 
     def _begin(self) -> Utterance:
         return Utterance(self._listener.hear_samples, self._reader() if self._reader else None)
@@ -129,6 +133,7 @@ class Ear:
         tail = self._voice.rest[:0]  # what makes no frame yet belongs to what comes, unless the client ends it
         if self._turns is None:
             tail, self._voice.rest = self._voice.rest, tail
+            self._n_samples += len(tail)
         n_samples = utterance.n_samples + len(tail)
         if self._turns:
             self._turns.reset()
@@ -143,6 +148,7 @@ class Ear:
         if self._utterance:
             self._utterance.drop()
         self._utterance = None
+        self._n_samples += len(self._voice.rest)
         self._voice = Voice()
         self._before.clear()
         if self._turns:

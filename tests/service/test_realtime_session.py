@@ -122,6 +122,15 @@ async def test_turns_that_the_server_tells(talk: Talk) -> None:
     assert roles == ["user", "assistant", "user"]
 
 
+async def test_what_is_forgotten_has_its_time_in_the_session(talk: Talk) -> None:
+    for _ in range(100):
+        await append(talk, 0.02, loud=False)  # no whole frame
+        await send(talk, "input_audio_buffer.clear")
+    await append(talk, 1.0, loud=False)
+    (started,) = await append(talk, 1.0)
+    assert abs(started["audio_start_ms"] - 2700) < 64  # 300 ms before what is loud
+
+
 async def test_what_is_said_is_read_before_it_ends(talk: Talk) -> None:
     await append(talk, 1.0)
     assert not talk.engine.prefilled
