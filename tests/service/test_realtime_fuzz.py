@@ -1,6 +1,6 @@
 """Random talks: whatever a client sends, in whatever order, each bad event is told, each response ends, and nothing is left.
 
-The number of talks is that of the environment variable TALKS; `make fuzz` takes 5,000.
+The number of talks is that of the environment variable TALKS; `make fuzz` takes 5,000. A tenth as many go over sockets to a real server.
 """
 
 import asyncio
@@ -13,9 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.types.realtime import RealtimeServerEvent
 from pydantic import TypeAdapter
+from websockets.sync.client import connect
 
 from service.realtime.config import SessionConfig
 from tests.service.realtime_fakes import Talk, sound
+from tests.serving import Server
 
 TALKS = int(os.environ.get("TALKS", "150"))
 SERVER_EVENT: TypeAdapter[Any] = TypeAdapter(RealtimeServerEvent)
@@ -112,11 +114,14 @@ steps = st.one_of(
 )
 
 
+talks = {
+    "steps": st.lists(steps, max_size=10) | st.lists(steps, min_size=10, max_size=40),
+    "kind": st.sampled_from(["realtime", "realtime", "transcription"]),
+}
+
+
 @settings(max_examples=TALKS, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    steps=st.lists(steps, max_size=10) | st.lists(steps, min_size=10, max_size=40),
-    kind=st.sampled_from(["realtime", "realtime", "transcription"]),
-)
+@given(**talks)
 def test_any_talk(steps: list[tuple[str, Any]], kind: Any) -> None:
     async def main() -> None:
         talk = Talk(SessionConfig(type=kind))
@@ -146,6 +151,30 @@ def test_any_talk(steps: list[tuple[str, Any]], kind: Any) -> None:
         assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
 
     asyncio.run(main())
+
+
+@settings(max_examples=max(1, TALKS // 10), deadline=None, suppress_health_check=list(HealthCheck))
+@given(**talks)
+def test_any_talk_on_a_socket(server: Server, steps: list[tuple[str, Any]], kind: str) -> None:
+    """Events one behind the other, whatever is told meanwhile; the last is refused when all before it were handled."""
+    last = {"type": "conversation.item.retrieve", "item_id": "not there", "event_id": "last"}
+    sent = [(what, event) for what, event in steps if what in ("proper", "bad")]
+    events = [event if isinstance(event, dict) else {"type": "a kind", "was": event} for _, event in sent]
+    address = (
+        f"{server.url.replace('http', 'ws', 1)}/v1/realtime?intent={'conversation' if kind == 'realtime' else kind}"
+    )
+    refused: list[str | None] = []
+    with connect(address, max_size=None, open_timeout=60) as socket:
+        for number, event in enumerate([*events, last]):
+            socket.send(json.dumps({"event_id": f"event {number}", **event}))
+        while "last" not in refused:
+            told = json.loads(socket.recv(timeout=60))
+            SERVER_EVENT.validate_python(told)
+            if told["type"] == "error":
+                refused.append(told["error"]["event_id"])
+                assert told["error"]["type"] == "invalid_request_error", told
+    assert {f"event {number}" for number, (what, _) in enumerate(sent) if what == "bad"} <= set(refused)
+    server.wait_for(lambda: server.metric("blsp_realtime_sessions") == 0)
 
 
 def check(talk: Talk) -> None:
