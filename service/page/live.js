@@ -32,7 +32,7 @@ export class Live {
     say("");
     try {
       const { instruction } = this.tasks.task;
-      this.#call = new Call(find("model").value, instruction ?? "", this.heard, this.conversation, (problem) => this.#ended(problem));
+      this.#call = new Call(find("model").value, instruction, this.heard, this.conversation, (problem) => this.#ended(problem));
       this.#show(true, "Connecting");
     } catch (problem) {
       complain(problem);
@@ -104,6 +104,18 @@ class Call {
 
   words(answer, text) {
     this.#answers.get(answer)?.write(text);
+  }
+
+  written(item, text) {
+    this.#turns.get(item)?.turn.write(text);
+  }
+
+  transcribed(item, usage) {
+    this.#turns.get(item)?.turn.finish({ usage, finish_reason: "stop" });
+  }
+
+  notTranscribed(item, problem) {
+    this.#turns.get(item)?.turn.fail(problem);
   }
 
   answered(answer, { status, status_details: details, usage }) {

@@ -19,7 +19,7 @@ const asking = new Asking(heard, tasks, conversation);
 const live = new Live(heard, tasks, conversation);
 new Talk(heard, () => asking.ask());
 
-tasks.changed = (instruction) => live.instruct(instruction ?? "");
+tasks.changed = (instruction) => live.instruct(instruction);
 
 find("task").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -7,11 +7,11 @@ import { base64, pcm16 } from "./sound.js";
 export const SESSION_RATE = 24_000; // samples per second, the protocol's
 const MOST_WAITING = 1 << 20; // bytes on their way; more, and the connection is too slow for speech
 
-/** A session. `on` is told what happens:
+/** A session, which answers what is said as `instruction` says, or writes it down where that is null. `on` is told what happens:
  *
  * opened(); speechBegan(item, ms), speechEnded(item, ms): times count the samples that were sent; answering(answer, item);
- * words(answer, text); answered(answer, response); failed(problem); closed(problem or null).
- * Throws a Problem where the key cannot be sent.
+ * words(answer, text); answered(answer, response); written(item, text); transcribed(item, usage); notTranscribed(item, problem);
+ * failed(problem); closed(problem or null). Throws a Problem where the key cannot be sent.
  */
 export class Session {
   #socket;
@@ -23,7 +23,7 @@ export class Session {
   constructor(model, instruction, on) {
     const url = new URL(`v1/realtime?model=${encodeURIComponent(model)}`, document.baseURI);
     url.protocol = url.protocol.replace("http", "ws");
-    Object.assign(this, { on, instruction });
+    Object.assign(this, { on, model, instruction });
     this.#socket = opened(url);
     this.#socket.addEventListener("message", ({ data }) => this.#take(JSON.parse(data)));
     this.#socket.addEventListener("close", ({ code }) => this.on.closed(this.#ended ? null : this.#why(code)));
@@ -48,7 +48,7 @@ export class Session {
   /** Says what to do with all that is said from now on. */
   instruct(instruction) {
     this.instruction = instruction;
-    if (this.#begun) this.#send({ type: "session.update", session: { type: "realtime", instructions: instruction } });
+    if (this.#begun) this.#configure();
   }
 
   /** Ends the answer that is being written. */
@@ -61,6 +61,10 @@ export class Session {
     this.#socket.close(1000);
   }
 
+  #configure() {
+    this.#send({ type: "session.update", session: session(this.model, this.instruction) });
+  }
+
   #send(event) {
     if (this.isOpen) this.#socket.send(JSON.stringify(event));
   }
@@ -69,7 +73,7 @@ export class Session {
     switch (event.type) {
       case "session.created":
         this.#begun = true;
-        return this.#send({ type: "session.update", session: session(this.instruction) });
+        return this.#configure();
       case "session.updated":
         return this.on.opened();
       case "input_audio_buffer.speech_started":
@@ -85,6 +89,12 @@ export class Session {
         return this.on.words(event.response_id, event.delta);
       case "response.done":
         return this.on.answered(event.response.id, event.response);
+      case "conversation.item.input_audio_transcription.delta":
+        return this.on.written(event.item_id, event.delta);
+      case "conversation.item.input_audio_transcription.completed":
+        return this.on.transcribed(event.item_id, event.usage);
+      case "conversation.item.input_audio_transcription.failed":
+        return this.on.notTranscribed(event.item_id, refusal(event.error));
       case "error":
         return this.#failed(event.error);
       default:
@@ -114,8 +124,9 @@ function opened(url) {
   }
 }
 
-function session(instructions) {
-  const turn_detection = { type: "server_vad", create_response: true, interrupt_response: true };
-  const input = { format: { type: "audio/pcm", rate: SESSION_RATE }, turn_detection };
-  return { type: "realtime", output_modalities: ["text"], instructions, audio: { input } };
+function session(model, instruction) {
+  const turn_detection = { type: "server_vad", create_response: instruction !== null, interrupt_response: true };
+  const transcription = instruction === null ? { model } : null;
+  const input = { format: { type: "audio/pcm", rate: SESSION_RATE }, turn_detection, transcription };
+  return { type: "realtime", output_modalities: ["text"], instructions: instruction ?? "", audio: { input } };
 }

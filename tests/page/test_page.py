@@ -322,6 +322,17 @@ def test_live_speech_is_answered_when_one_pauses(sensible: Page) -> None:
     assert "went along" in asked.locator(".facts").inner_text()
 
 
+def test_live_speech_is_written_down(sensible: Page) -> None:
+    choose(sensible, "Transcribe")
+    sensible.get_by_role("button", name="Live").click()
+    written = sensible.locator(".turn", has_text="capital of France").first
+    written.wait_for(timeout=60_000)
+    comes_to(written, "done")
+    choose(sensible, "Answer")
+    sensible.locator(".turn", has_text="Paris").first.wait_for(timeout=60_000)
+    sensible.get_by_role("button", name="End live").click()
+
+
 def test_who_speaks_again_interrupts_the_answer(browser: Browser, server: Server, tmp_path: Path) -> None:
     """Of a model that talks at length, between two utterances close to each other."""
     microphone = tmp_path / "question.wav"
