@@ -9,7 +9,7 @@ PIP_FLAGS ?=
 LOCK ?= requirements.lock
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 
-.PHONY: help setup setup-plain-torch serve model test check mutation fuzz schemathesis diagram bench soak soak-talk attack overload lock check-images screenshots clean
+.PHONY: help setup setup-plain-torch serve model test check mutation fuzz schemathesis diagram bench soak soak-talk attack overload overload-world lock check-images screenshots clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -101,6 +101,9 @@ soak-talk: .venv/bin/blsp ## Talk for ten minutes on one socket, while others co
 
 overload: .venv/bin/blsp ## Send twice as many requests as one server can answer, for half an hour, and see that it refuses properly and stays quick.
 	.venv/bin/python -m benchmarks.overload
+
+overload-world: .venv/bin/blsp ## The same with recordings of many formats, a good part of them cut short or damaged; needs ffmpeg.
+	.venv/bin/python -m benchmarks.overload --world
 
 lock: ## Pin every dependency with hashes into requirements.lock; needs torch's CPU wheel (UV_FIND_LINKS or UV_EXTRA_INDEX_URL).
 	deploy/lock.sh > requirements.lock.new

@@ -1,24 +1,29 @@
 """`make overload`: half an hour of mixed requests, twice as many as the server can answer, to see that it refuses properly and stays quick.
 
 Requests come by chance, whether or not the server keeps up: long and short recordings at both endpoints, some known from before, some from
-clients that go away, some that are no audio at all. First it finds out how many the server can take on in a second, its capacity, by
-sending far more; then how quick it is when just so many come.
+clients that go away, some that are no audio at all. `make overload-world` sends recordings of many formats instead, whole, cut short and
+damaged. First it finds out how many the server can take on in a second, its capacity, by sending far more; then how quick it is when just
+so many come.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import random
 import statistics
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
-from benchmarks import processes, report
+from benchmarks import processes, report, world
 from benchmarks.small import make_checkpoints
+from benchmarks.world import Recordings
 from service.load.client import Load, Question, Sample, clips, summarize
 
 DTYPE = "bfloat16"
@@ -32,47 +37,57 @@ GROWTH = 1.05  # what memory may grow by
 
 @dataclass(frozen=True)
 class Kind:
-    """A sort of request: its share of all, and what the server owes it."""
+    """A sort of request: its share of all, what is uploaded, and what the server owes it."""
 
     share: float
     question: Question
-    seconds: float
-    unique: bool = True
-    audio: bool = True
+    recordings: Recordings
+    owed: Literal["reply", "refusal", "either"] = "reply"
     leaves: bool = False
-
-    def recordings(self, number: int) -> Iterator[bytes]:
-        """What is uploaded."""
-        if self.audio:
-            return clips(number, self.seconds, unique=self.unique, seed=None if self.unique else 0)
-        return (random.randbytes(1 << 15) for _ in range(number))
 
     def outcome(self, sample: Sample) -> str:
         """ "answered", "refused" or "left", or what should not have been."""
         if sample.status == 429:
             return "refused"
-        if sample.status in (400, 415) and not self.audio:  # by chance, noise looks like damaged audio or like none
+        if (
+            sample.status in (400, 413, 415) and self.owed != "reply"
+        ):  # by chance, noise looks like damaged audio or like none
             return "answered"
-        if sample.error is None and self.audio:
+        if sample.error is None and self.owed != "refusal":
             return "answered"
         if self.leaves and sample.error == "The client went away.":
             return "left"
         return sample.error or "no audio, but a reply"
 
 
-MIX = {
-    "speech, 5 s": Kind(0.35, Question("speech"), 5),
-    "chat, 5 s": Kind(0.2, Question("chat"), 5),
-    "speech, 2 s, 8 tokens": Kind(0.15, Question("speech", tokens=8), 2),
-    "chat, 10 s, 64 tokens": Kind(0.1, Question("chat", tokens=64), 10),
-    "speech, 25 s": Kind(0.05, Question("speech"), 25),
-    "speech, 5 s, heard before": Kind(0.05, Question("speech"), 5, unique=False),
-    "clients that go away": Kind(0.05, Question("speech", patience=0.5), 5, leaves=True),
-    "no audio": Kind(0.05, Question("speech"), 0, audio=False),
+def fresh(seconds: float) -> Recordings:
+    """Recordings that the server does not know."""
+    return partial(clips, seconds=seconds)
+
+
+Mix = Mapping[str, Kind]
+
+NO_AUDIO = Kind(0.05, Question("speech"), world.noise, owed="refusal")
+MIX: Mix = {
+    "speech, 5 s": Kind(0.35, Question("speech"), fresh(5)),
+    "chat, 5 s": Kind(0.2, Question("chat"), fresh(5)),
+    "speech, 2 s, 8 tokens": Kind(0.15, Question("speech", tokens=8), fresh(2)),
+    "chat, 10 s, 64 tokens": Kind(0.1, Question("chat", tokens=64), fresh(10)),
+    "speech, 25 s": Kind(0.05, Question("speech"), fresh(25)),
+    "speech, 5 s, heard before": Kind(0.05, Question("speech"), partial(clips, seconds=5, unique=False, seed=0)),
+    "clients that go away": Kind(0.05, Question("speech", patience=0.5), fresh(5), leaves=True),
+    "no audio": NO_AUDIO,
+}
+WORLD: Mix = {
+    "whole": Kind(0.4, Question("speech"), world.whole),
+    "whole, chat": Kind(0.2, Question("chat"), world.whole),
+    "cut short": Kind(0.2, Question("speech"), world.cut_short, owed="either"),
+    "damaged": Kind(0.15, Question("speech"), world.damaged, owed="either"),
+    "no audio": NO_AUDIO,
 }
 
 
-async def offer(url: str, rate: float, seconds: float) -> dict[str, list[Sample]]:
+async def offer(url: str, mix: Mix, rate: float, seconds: float) -> dict[str, list[Sample]]:
     """Requests of every kind, `rate` a second in all, for `seconds`."""
 
     async def send(kind: Kind) -> list[Sample]:
@@ -80,15 +95,15 @@ async def offer(url: str, rate: float, seconds: float) -> dict[str, list[Sample]
         question = replace(kind.question, patience=kind.question.patience or HANGS)
         return await Load(url, question).open(kind.recordings(number), rate * kind.share, random.getrandbits(32))
 
-    return dict(zip(MIX, await asyncio.gather(*map(send, MIX.values())), strict=True))
+    return dict(zip(mix, await asyncio.gather(*map(send, mix.values())), strict=True))
 
 
-def measure(server: processes.Server, rate: float, seconds: float) -> dict[str, Any]:
+def measure(server: processes.Server, mix: Mix, rate: float, seconds: float) -> dict[str, Any]:
     """What became of the requests, how long the answered ones took, and what the server holds afterwards."""
     start, own = time.perf_counter(), time.process_time()
-    samples = asyncio.run(offer(server.url, rate, seconds))
+    samples = asyncio.run(offer(server.url, mix, rate, seconds))
     took, own = time.perf_counter() - start, time.process_time() - own
-    outcomes = {name: Counter(map(MIX[name].outcome, of_kind)) for name, of_kind in samples.items()}
+    outcomes = {name: Counter(map(mix[name].outcome, of_kind)) for name, of_kind in samples.items()}
     answered = {name: [s for s in of_kind if s.error is None] for name, of_kind in samples.items()}
     total = sum(outcomes.values(), Counter[str]())
     figures = {
@@ -118,18 +133,27 @@ def main() -> None:
     """Prints and keeps the figures; ends with 1 where something was lost, slow or grew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0, help="of twice what the server can carry")
-    part = 60 * parser.parse_args().minutes / PARTS
+    parser.add_argument("--world", action="store_true", help="recordings of many formats, whole, cut short and damaged")
+    arguments = parser.parse_args()
+    part, mix = 60 * arguments.minutes / PARTS, WORLD if arguments.world else MIX
+    options = ["--max-requests", str(MAX_REQUESTS)]
+    if arguments.world:
+        options += ["--embedding-cache-mib", "1"]  # they repeat, and are not to be known
     make_checkpoints()
-    with processes.ours(DTYPE, "--max-requests", str(MAX_REQUESTS)) as server:
-        measure(server, rate=10, seconds=part / 10)  # makes it warm
-        capacity = measure(server, rate=50, seconds=part / 5)["taken_on_per_second"]
-        carried = measure(server, capacity, part)
-        overload = [measure(server, 2 * capacity, part) for _ in range(PARTS)]
-    made = f"{date.today()}, {processes.machine()}, {DTYPE}, --max-requests {MAX_REQUESTS}"
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TMPDIR"] = folder  # of the server
+        with processes.ours(DTYPE, *options) as server:
+            measure(server, mix, rate=10, seconds=part / 10)  # makes it warm
+            capacity = measure(server, mix, rate=50, seconds=part / 5)["taken_on_per_second"]
+            before = set(os.listdir(folder))
+            carried = measure(server, mix, capacity, part)
+            overload = [measure(server, mix, 2 * capacity, part) for _ in range(PARTS)]
+            left = sorted(set(os.listdir(folder)) - before)
+    made = f"{date.today()}, {processes.machine()}, {DTYPE}, {' '.join(options)}"
     figures = {"made": made, "seconds": part, "at capacity": carried, "overload": overload}
-    report.OVERLOAD.write_text(json.dumps(figures, indent=1))
+    (report.WORLD if arguments.world else report.OVERLOAD).write_text(json.dumps(figures, indent=1))
     report.write(report.read())
-    defects = list(find_defects(carried, overload))
+    defects = [*find_defects(carried, overload), *(f"{name} is left in the temporary folder." for name in left)]
     print("\n".join(defects) or "Every request was answered or refused, quickly, and nothing grew.")
     raise SystemExit(bool(defects))
 

@@ -15,6 +15,7 @@ TABLE = HERE / "RESULTS.md"
 PLOT = HERE / "results.png"
 SOAK = HERE / "soak.json"
 OVERLOAD = HERE / "overload.json"
+WORLD = HERE / "overload-world.json"
 ATTACK = HERE / "attack.json"
 
 DTYPES = ("float32", "bfloat16")
@@ -50,7 +51,8 @@ def write(results: Results) -> None:
                 *_encoder(results),
                 *_held(results),
                 *_soak(),
-                *_overload(),
+                *_overload(OVERLOAD, "overload", ""),
+                *_overload(WORLD, "overload-world", ", of recordings of many formats, whole, cut short and damaged"),
                 *_attack(),
                 *_made(results),
             ]
@@ -282,11 +284,11 @@ def _soak() -> Iterator[str]:
     yield ""
 
 
-def _overload() -> Iterator[str]:
-    if not OVERLOAD.exists():
+def _overload(path: Path, target: str, what: str) -> Iterator[str]:
+    if not path.exists():
         return
-    figures = json.loads(OVERLOAD.read_text())
-    yield "## Twice as many requests as it can answer (`make overload`)"
+    figures = json.loads(path.read_text())
+    yield f"## Twice as many requests as it can answer{what} (`make {target}`)"
     yield ""
     yield f"{figures['made']}; each row {figures['seconds'] / 60:.0f} minutes of mixed requests that come by chance."
     yield ""

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.overload import MIX, find_defects
+from benchmarks.overload import MIX, WORLD, Mix, find_defects
 from service.load.client import Sample
 
 AWAY = "The client went away."
@@ -21,14 +21,20 @@ AWAY = "The client went away."
         ("no audio", Sample(status=400, error="HTTP 400: no audio"), "answered"),
         ("no audio", Sample(status=429, error="HTTP 429: busy"), "refused"),
         ("no audio", Sample(status=200), "no audio, but a reply"),
+        ("whole", Sample(status=400, error="HTTP 400: damaged"), "HTTP 400: damaged"),
+        ("cut short", Sample(status=400, error="HTTP 400: cut short"), "answered"),
+        ("cut short", Sample(status=200), "answered"),
+        ("damaged", Sample(status=413, error="HTTP 413: too long, it says"), "answered"),
+        ("damaged", Sample(status=500, error="HTTP 500: oh"), "HTTP 500: oh"),
     ],
 )
 def test_an_outcome_is_proper_or_says_what_should_not_have_been(kind: str, sample: Sample, outcome: str) -> None:
-    assert MIX[kind].outcome(sample) == outcome
+    assert {**MIX, **WORLD}[kind].outcome(sample) == outcome
 
 
-def test_the_kinds_are_all_of_the_requests() -> None:
-    assert sum(kind.share for kind in MIX.values()) == pytest.approx(1)
+@pytest.mark.parametrize("mix", [MIX, WORLD], ids=["made", "world"])
+def test_the_kinds_are_all_of_the_requests(mix: Mix) -> None:
+    assert sum(kind.share for kind in mix.values()) == pytest.approx(1)
 
 
 def part(**changes: Any) -> dict[str, Any]:
