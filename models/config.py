@@ -60,6 +60,8 @@ class BlspConfig(BaseModel):
     """What a transcription asks the model; the speech stands at its "{speech}", or behind it."""
     transcribe_begun: str = ""
     """How the reply to that is begun; where it ends in a quotation mark, the reply ends at the next one: small LLMs repeat better so."""
+    transcribe_seconds: float = Field(30.0, gt=0, le=30)
+    """The longest piece of a recording that a transcription asks the model about at once: small LLMs repeat little better than much."""
     translate_instruction: str = "Please translate the following audio into English text."
     """What a translation into English asks the model; the speech as in a transcription."""
     padding: PaddingPolicy = "30s"

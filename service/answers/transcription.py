@@ -1,6 +1,6 @@
 """OpenAI's `POST /v1/audio/transcriptions` and `/v1/audio/translations`.
 
-A long recording is cut at quiet places into pieces of at most 30 s, which the engine works on at the same time; their texts are joined in
+A long recording is cut at quiet places into pieces, of at most 30 s, which the engine works on at the same time; their texts are joined in
 order.
 """
 
@@ -21,13 +21,14 @@ from models.features import SAMPLE_RATE
 from models.prompt import Message, Speech, about
 from service.answers.fields import as_list, check_model
 from service.answers.prompting import Prompts
-from service.answers.segments import srt, vtt
+from service.answers.segments import quietest_cut, srt, vtt
 from service.engine import Delta, Engine, Sampling
-from service.listening.listener import Recording
+from service.listening.listener import Cut, Recording
 
 SPARE_TOKENS = 16  # of a piece's text, beyond three for every two rows: more than anyone says, so that an LLM which loops comes to an end
 
 QUOTE = '"'
+QUIETLY = Cut(end=quietest_cut)  # into pieces of 30 s at most
 
 ResponseFormat: TypeAlias = Literal["json", "text", "srt", "verbose_json", "vtt"]
 
@@ -180,15 +181,20 @@ Shape: TypeAlias = Callable[[Transcript, TranscriptionRequest], str | dict[str, 
 
 @dataclass(frozen=True)
 class Task:
-    """What the model is asked, and how its reply is begun; a quotation mark at the end of that ends the reply, too."""
+    """What the model is asked of each piece of a recording, which `cut` makes, and how its reply is begun.
+
+    A quotation mark at the end of that ends the reply, too.
+    """
 
     instruction: str
     begun: str = ""
+    cut: Cut = QUIETLY
 
     @classmethod
     def transcribe(cls, config: BlspConfig) -> "Task":
         """To write down what is said."""
-        return cls(config.transcribe_instruction, config.transcribe_begun)
+        cut = Cut(round(config.transcribe_seconds * SAMPLE_RATE), quietest_cut)
+        return cls(config.transcribe_instruction, config.transcribe_begun, cut)
 
     @classmethod
     def translate(cls, config: BlspConfig) -> "Task":

@@ -25,7 +25,6 @@ from service.answers.chat import (
 )
 from service.answers.fields import check_model, parse_fields
 from service.answers.last import last
-from service.answers.segments import quietest_cut
 from service.answers.speech import SpeechRequest
 from service.answers.transcription import Shape, Task, Transcript, TranscriptionRequest
 from service.audio.upload import GrowingBuffer
@@ -46,7 +45,7 @@ from service.http.openapi import (
     TOKENIZE,
     TRANSCRIPTION,
 )
-from service.listening.listener import Ahead, Budget, Cut, Recording
+from service.listening.listener import FULL, Ahead, Budget, Cut, Recording
 from service.loading import Service
 from service.request import running
 from service.telemetry import metrics
@@ -148,7 +147,7 @@ async def translations(request: Request, service: Ready) -> Response:
 
 async def _transcribe(request: Request, service: Service, to_do: Task, shape: Shape) -> Response:
     early = _early_options(TranscriptionRequest, request)
-    fields, recording = await _receive(request, service, quietest_cut)
+    fields, recording = await _receive(request, service, to_do.cut)
     options = early or _options(TranscriptionRequest, request, fields)
     _check_whole(recording, options.allow_truncated)
     transcript = Transcript.of(recording)
@@ -235,7 +234,7 @@ async def version(request: Request) -> dict[str, str]:
 
 
 async def _receive(
-    request: Request, service: Service, cut: Cut = len, ahead: Ahead | None = None, budget: Budget | None = None
+    request: Request, service: Service, cut: Cut = FULL, ahead: Ahead | None = None, budget: Budget | None = None
 ) -> tuple[Fields, Recording]:
     """Reads the body and listens to the audio in it at the same time."""
     file = GrowingBuffer(request.app.state.settings.max_upload_bytes)

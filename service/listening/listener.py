@@ -33,11 +33,19 @@ REMEMBERED_WINDOWS = 20_000  # of recordings, of 200 bytes each
 A_MOMENT = 0.02  # seconds: an upload that ends within them is looked for, before it is decoded
 AT_ONCE_BYTES = 1 << 20  # of which the event loop makes a key itself, within a millisecond
 
-# Where to end a window: given the samples (n,) that are there, all of a full window, how many of them it takes.
-Cut = Callable[[npt.NDArray[np.float32]], int]
-
 # What to do with the rows (n, llm_dim) of the windows that a recording has begun with, while it goes on.
 Ahead = Callable[[Tensor], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a recording becomes windows of at most `longest` samples: where there are more, `end` tells of so many how many it takes."""
+
+    longest: int = N_SAMPLES
+    end: Callable[[npt.NDArray[np.float32]], int] = len
+
+
+FULL = Cut()  # windows of 30 s
 
 
 @dataclass(frozen=True)
@@ -152,7 +160,7 @@ class Listener:
     async def hear(
         self,
         source: BinaryIO | GrowingBuffer,
-        cut: Cut = len,
+        cut: Cut = FULL,
         ahead: Ahead | None = None,
         budget: Budget | None = None,
         allow_truncated: bool = False,
@@ -376,12 +384,12 @@ async def _prepare(before: asyncio.Task[None] | None, encoding: list[asyncio.Tas
 
 
 def _fill(chunks: Iterator[np.ndarray], pending: list[np.ndarray], cut: Cut) -> np.ndarray:
-    """Takes chunks until there is more than a window or the recording ends; what is over, or behind the cut, stays in `pending`."""
+    """Takes chunks until there is more than a window may have, or the recording ends; what is behind the cut stays in `pending`."""
     length = sum(map(len, pending))
-    while length <= N_SAMPLES and (chunk := next(chunks, None)) is not None:
+    while length <= cut.longest and (chunk := next(chunks, None)) is not None:
         pending.append(chunk)
         length += len(chunk)
     samples = np.concatenate(pending) if pending else np.empty(0, np.float32)
-    end = min(cut(samples[:N_SAMPLES]), N_SAMPLES) if len(samples) > N_SAMPLES else len(samples)
+    end = min(cut.end(samples[: cut.longest]), cut.longest) if len(samples) > cut.longest else len(samples)
     pending[:] = [samples[end:]] if end < len(samples) else []
     return samples[:end]

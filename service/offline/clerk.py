@@ -21,13 +21,12 @@ from service.answers.chat import ChatCompletionRequest
 from service.answers.conversation import read_data_url
 from service.answers.fields import parse_values
 from service.answers.last import last
-from service.answers.segments import quietest_cut
 from service.answers.speech import SpeechRequest
 from service.answers.transcription import Shape, Task, Transcript, TranscriptionRequest
 from service.audio.recordings import open_recording
 from service.engine import VLLMClientError, as_api_error
 from service.errors import ApiError, InvalidRequest, Unavailable
-from service.listening.listener import Cut, Recording
+from service.listening.listener import FULL, Cut, Recording
 from service.loading import Service
 from service.request import begin
 
@@ -114,17 +113,17 @@ class Clerk:
     async def _write(self, body: Fields, to_do: Task, shape: Shape = Transcript.body) -> Any:
         request = parse_values(TranscriptionRequest, _without_audio(body))
         _refuse_stream(request.stream)
-        transcript = Transcript.of(await self._hear(body, quietest_cut))
+        transcript = Transcript.of(await self._hear(body, to_do.cut))
         await last(self._service.transcription.write(request, transcript, to_do))
         return shape(transcript, request)
 
-    async def _hear(self, body: Fields, cut: Cut = len) -> Recording:
+    async def _hear(self, body: Fields, cut: Cut = FULL) -> Recording:
         """The recording of a body: `file` is a path; `file_url`, as in vLLM's batch files, a data: URL."""
         if "file_url" not in body:
             return await self._hear_file(body.get("file"), "file", cut)
         return await self._service.listener.hear(io.BytesIO(read_data_url(body["file_url"], "file_url")), cut)
 
-    async def _hear_file(self, path: Any, param: str, cut: Cut = len) -> Recording:
+    async def _hear_file(self, path: Any, param: str, cut: Cut = FULL) -> Recording:
         if not isinstance(path, str):
             raise InvalidRequest("The path of a recording is a string.", param=param)
         try:

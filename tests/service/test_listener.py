@@ -18,7 +18,7 @@ from service.audio.upload import GrowingBuffer
 from service.errors import ApiError, AudioTooLong, ContextTooLong, DeadlineExceeded, NotAudio
 from service.gate.admission import Admission, Limits, Queued
 from service.listening.batcher import EncodingFailed
-from service.listening.listener import AT_ONCE_BYTES, Ahead, Budget, Listener, Recording
+from service.listening.listener import AT_ONCE_BYTES, Ahead, Budget, Cut, Listener, Recording
 from tests.sounds import voice, wav
 
 
@@ -199,11 +199,13 @@ async def test_a_recording_that_is_cut_elsewhere_is_another_one(decoded: list[ob
     assert len(said) > AT_ONCE_BYTES
     async with listener(Ears()) as ear:
         for cut, lengths in (
-            (len, [N_SAMPLES, 5 * SAMPLE_RATE]),
-            (lambda _: N_SAMPLES // 2, [N_SAMPLES // 2, 20 * SAMPLE_RATE]),
+            (Cut(), [N_SAMPLES, 5 * SAMPLE_RATE]),
+            (Cut(end=lambda _: N_SAMPLES // 2), [N_SAMPLES // 2, 20 * SAMPLE_RATE]),
+            (Cut(10 * SAMPLE_RATE), [10 * SAMPLE_RATE] * 3 + [5 * SAMPLE_RATE]),
+            (Cut(20 * SAMPLE_RATE, lambda there: len(there) // 4 * 3), [15 * SAMPLE_RATE, 20 * SAMPLE_RATE]),
         ):
             assert (await ear.hear(io.BytesIO(said), cut)).lengths == lengths
-        assert len(decoded) == 2
+        assert len(decoded) == 4
 
 
 async def test_a_recording_whose_embeddings_had_to_make_room_is_decoded_again(decoded: list[object]) -> None:
