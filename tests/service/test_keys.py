@@ -45,6 +45,25 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     assert keys.name_of(second) == "alice"
 
 
+def test_a_file_is_read_again_as_kubernetes_exchanges_it(tmp_path: Path) -> None:
+    """It is a link through the folder `..data`, itself a link, which another one to a new folder replaces."""
+
+    def mount(version: str, **keys: str) -> None:
+        (tmp_path / version).mkdir()
+        keyfile(tmp_path / version / "keys", **keys)
+        (tmp_path / "next").symlink_to(version)
+        (tmp_path / "next").rename(tmp_path / "..data")
+
+    first, second = new_key(), new_key()
+    mount("..1", alice=first)
+    (tmp_path / "keys").symlink_to("..data/keys")
+    keys = Keys(file=tmp_path / "keys")
+    assert keys.name_of(first) == "alice"
+    mount("..2", alice=second)
+    assert keys.name_of(first) is None
+    assert keys.name_of(second) == "alice"
+
+
 @pytest.mark.parametrize("damage", [b"garbage", b"\xff\xfe", None])
 def test_a_file_that_goes_bad_leaves_the_former_keys(
     tmp_path: Path, damage: bytes | None, caplog: pytest.LogCaptureFixture
