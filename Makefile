@@ -9,7 +9,7 @@ PIP_FLAGS ?=
 LOCK ?= requirements.lock
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 
-.PHONY: help setup setup-plain-torch serve model test check mutation fuzz schemathesis diagram bench soak soak-talk attack overload overload-world lock check-images screenshots clean
+.PHONY: help setup setup-plain-torch serve model test check mutation fuzz schemathesis diagram alerts bench soak soak-talk attack overload overload-world lock check-images screenshots clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -82,6 +82,10 @@ check-images: .venv/bin/blsp ## Do what the images' RUN lines do, as far as that
 
 diagram: .venv/bin/blsp ## Draw into CONTRIBUTING.md who imports whom.
 	.venv/bin/python -m tests.diagram
+
+alerts: ## Make Kubernetes' rule out of Prometheus' alerts.
+	sed --in-place '/^spec:/q' deploy/kubernetes/monitoring/alerts.yml
+	sed 's/^./  &/' deploy/prometheus/alerts.yml >> deploy/kubernetes/monitoring/alerts.yml
 
 screenshots: .venv/bin/blsp ## Take pictures of the page in build/screenshots, and the README's.
 	.venv/bin/python -m tests.page.screenshots build/screenshots

@@ -15,7 +15,7 @@ from tests.javascript import FOLDER, needs_node
 from tests.serving import Server
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("docs", "deploy", "examples", "models/smol")
+FOLDERS = ("docs", "deploy", "deploy/kubernetes", "examples", "models/smol")
 PAGES = {
     str(page.relative_to(ROOT)): page.read_text()
     for page in [*ROOT.glob("*.md"), *(page for name in FOLDERS for page in ROOT.glob(f"{name}/*.md"))]

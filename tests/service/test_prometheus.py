@@ -103,6 +103,29 @@ def test_the_alert_rules_are_loaded_and_evaluate(prometheus: httpx.Client) -> No
     assert [rule["name"] for rule in rules if rule["state"] == "firing"] == []
 
 
+def scaling_queries() -> dict[str, str]:
+    """What KEDA asks, without the label that Kubernetes gives."""
+    spec = yaml.safe_load((DEPLOY / "kubernetes" / "scaling" / "scaledobject.yml").read_text())["spec"]
+    return {
+        trigger["name"]: trigger["metadata"]["query"].replace(', namespace="blsp"', "") for trigger in spec["triggers"]
+    }
+
+
+@pytest.mark.parametrize("name", scaling_queries())
+def test_the_autoscaler_gets_one_number(server: Server, prometheus: httpx.Client, name: str) -> None:
+    """KEDA takes neither more nor, while replicas are there, less."""
+    query = scaling_queries()[name]
+    assert "namespace" not in query
+    with server.client() as client:
+        use(client, seed=3000)
+    server.wait_for(lambda: len(values(prometheus, query)) == 1)
+
+
+def test_requests_that_nobody_has_made_are_none(prometheus: httpx.Client) -> None:
+    query = scaling_queries()["requests"].replace("/v1/.*", "/v1/nothing")
+    assert values(prometheus, query) == [0]
+
+
 def test_the_dashboard_asks_only_the_data_source_that_is_provisioned() -> None:
     (source,) = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
     used = {panel["datasource"]["uid"] for panel in DASHBOARD["panels"] if "datasource" in panel}
