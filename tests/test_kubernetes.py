@@ -87,6 +87,38 @@ def test_every_object_is_what_its_schema_asks_for(overlay: str) -> None:
             kubernetes_validate.validate(item, version, strict=True)
 
 
+def test_the_custom_objects_have_the_fields_of_their_definitions(overlay: str) -> None:
+    """All that are used, and none that is misspelt; what KEDA makes a HorizontalPodAutoscaler of is held to the schema of that."""
+    assert {item["apiVersion"] for item in rendered(overlay) if item["kind"] in CUSTOM} == {
+        "keda.sh/v1alpha1",
+        "monitoring.coreos.com/v1",
+    }
+    monitor = only(overlay, "ServiceMonitor")["spec"]
+    assert monitor.keys() == {"selector", "jobLabel", "endpoints"}
+    assert monitor["endpoints"][0].keys() == {"port", "path", "interval", "relabelings"}
+    scaled = only(overlay, "ScaledObject")["spec"]
+    counts = {"pollingInterval", "minReplicaCount", "maxReplicaCount"}
+    assert scaled.keys() == counts | {"scaleTargetRef", "advanced", "triggers"}
+    assert all(isinstance(scaled[name], int) for name in counts)
+    assert scaled["advanced"].keys() == {"horizontalPodAutoscalerConfig"}
+    for trigger in scaled["triggers"]:
+        assert trigger.keys() == {"type", "name", "metadata"}
+        assert trigger["metadata"].keys() == {"serverAddress", "query", "threshold", "ignoreNullValues"}
+        assert all(isinstance(value, str) for value in trigger["metadata"].values())
+    autoscaler = {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "spec": {
+            "scaleTargetRef": {"kind": "Deployment"} | scaled["scaleTargetRef"],
+            "minReplicas": scaled["minReplicaCount"],
+            "maxReplicas": scaled["maxReplicaCount"],
+            **scaled["advanced"]["horizontalPodAutoscalerConfig"],
+        },
+    }
+    for version in VERSIONS:
+        kubernetes_validate.validate(autoscaler, version, strict=True)
+
+
 def test_all_of_it_is_in_one_namespace_which_stays_when_it_is_deleted(overlay: str) -> None:
     namespace = yaml_of(FOLDER / "namespace.yml")["metadata"]["name"]
     assert {item["metadata"]["namespace"] for item in rendered(overlay)} == {namespace}
