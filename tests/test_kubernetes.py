@@ -282,13 +282,20 @@ def test_pods_hear_and_reach_only_whom_the_network_policies_name(overlay: str) -
             assert all(network.is_private or str(network) == "100.64.0.0/10" for network in left_out)
 
 
-def test_a_disruption_takes_one_replica_of_at_least_two(overlay: str) -> None:
+def test_a_disruption_takes_one_replica_of_two_that_are_spread(overlay: str) -> None:
     budget = only(overlay, "PodDisruptionBudget")["spec"]
     assert budget["selector"] == only(overlay, "Deployment")["spec"]["selector"]
     assert budget["maxUnavailable"] < only(overlay, "ScaledObject")["spec"]["minReplicaCount"]
-    for constraint in pod(overlay)["topologySpreadConstraints"]:
-        assert constraint["labelSelector"] == budget["selector"]
-        assert constraint["matchLabelKeys"] == ["pod-template-hash"]
+    assert pod(overlay)["topologySpreadConstraints"] == [
+        {
+            "topologyKey": key,
+            "maxSkew": 1,
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": budget["selector"],
+            "matchLabelKeys": ["pod-template-hash"],
+        }
+        for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
+    ]
 
 
 def test_the_service_and_its_monitor_find_the_pods(overlay: str, server: Server) -> None:
