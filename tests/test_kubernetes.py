@@ -367,11 +367,13 @@ def test_the_overlay_in_the_docs_does_what_it_says(overlay: str, tmp_path: Path)
     shutil.copytree(FOLDER, tmp_path / "deploy" / "kubernetes")
     (tmp_path / "kustomization.yml").write_text(example.replace("overlays/gpu", f"overlays/{overlay}"))
     text = run("kubectl", "kustomize", tmp_path)
-    for part in ("image: registry.example.com/blsp:cuda-1\n", "BLSP_MODEL: example/our-model\n", ": traefik\n"):
+    for part in ("image: registry.example.com/blsp:cuda-1\n", "BLSP_MODEL: example/our-model\n"):
         assert text.count(part) == 1
     found = {item["kind"]: item for item in yaml.safe_load_all(text) if item["metadata"]["name"] == "blsp"}
     (served,) = found["Deployment"]["spec"]["template"]["spec"]["containers"]
     assert served["args"] == ["serve", "--max-model-len", "4096"]
+    (ingress,) = found["NetworkPolicy"]["spec"]["ingress"]
+    assert ingress["from"][0]["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "traefik"}
 
 
 def test_the_docs_name_every_overlay(overlay: str) -> None:
