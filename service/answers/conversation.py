@@ -140,13 +140,13 @@ def _parse_part(part: Any, where: str) -> _Part:
     if kind in TEXT_PARTS and isinstance(part.get("text"), str):
         return str(part["text"])
     if kind == "input_audio" and isinstance(part.get("input_audio"), Mapping):
-        return _decode_base64(part["input_audio"].get("data"), f"{where}.input_audio.data")
+        return decode_base64(part["input_audio"].get("data"), f"{where}.input_audio.data")
     if kind == "audio_url" and isinstance(part.get("audio_url"), Mapping):
         return _read_url(part["audio_url"].get("url"), f"{where}.audio_url.url")
     if kind == "file" and isinstance(part.get("file"), Mapping) and part["file"].get("file_data") is not None:
-        return _decode_base64(part["file"]["file_data"], f"{where}.file.file_data")
+        return decode_base64(part["file"]["file_data"], f"{where}.file.file_data")
     if kind == "input_file" and part.get("file_data") is not None:
-        return _decode_base64(part["file_data"], f"{where}.file_data")
+        return decode_base64(part["file_data"], f"{where}.file_data")
     if kind == "input_file" and part.get("file_url") is not None:
         return _read_url(part["file_url"], f"{where}.file_url")
     raise InvalidRequest(PARTS, param=where)
@@ -171,13 +171,14 @@ def read_data_url(url: Any, where: str) -> bytes:
     media, comma, data = rest.partition(",")
     if scheme.lower() != "data" or not comma or not media.lower().endswith(";base64"):
         raise InvalidRequest("This is no data: URL in base64, data:audio/wav;base64,…", param=where)
-    return _decode_base64(data, where)
+    return decode_base64(data, where)
 
 
 _BASE64_WAYS = str.maketrans("-_", "+/", "\r\n\t ")  # the alphabet of URLs, and lines
 
 
-def _decode_base64(data: Any, where: str) -> bytes:
+def decode_base64(data: Any, where: str) -> bytes:
+    """Audio in base64, as any client writes it; raises InvalidRequest that names the field `where`."""
     if not isinstance(data, str):
         raise InvalidRequest("Audio is a base64 string.", param=where)
     if data[:5].lower() == "data:":  # as pages hand it over, and some clients pass it on

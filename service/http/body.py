@@ -1,33 +1,40 @@
-"""Reading a request's body as it arrives: a form with a file in it, or nothing but audio.
+"""Reading a request's body as it arrives: a form with a file in it, JSON with a recording in it, or nothing but audio.
 
 The file goes, byte by byte as it comes, into a GrowingBuffer from which a decoder reads at the same time.
 """
 
+import json
 from collections.abc import AsyncIterable, Callable
 from email.message import Message
+from typing import Any
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 
+from service.answers.conversation import decode_base64
+from service.answers.fields import read_json
 from service.audio.upload import GrowingBuffer
 from service.errors import ApiError, InvalidRequest, UploadTooLarge
+from service.http.json_route import check_values
 
 MAX_FIELD_BYTES = 1 << 20
 MAX_PARTS = 1000
 FILE = "file"
+JSON = "application/json"
 
 Fields = dict[str, list[str]]
 
 
 async def read_body(chunks: AsyncIterable[bytes], content_type: str, file: GrowingBuffer) -> Fields:
-    """Feeds the audio of a body to `file` and returns the form's other fields, in order of their arrival.
+    """Feeds the audio of a body to `file` and returns its other fields, in order of their arrival.
 
-    A body that is not `multipart/form-data` is all audio. After an error the rest of the body is read and dropped, so that the client
-    gets to read the answer. Raises InvalidRequest for a form that is damaged or has no `file`, and what `file.feed` raises.
+    A body that is neither `multipart/form-data` nor JSON is all audio. After an error the rest of the body is read and dropped, so that
+    the client gets to read the answer. Raises InvalidRequest for a form or JSON that is damaged or has no recording, and what `file.feed`
+    raises.
     """
     kind = Message()
     kind["content-type"] = content_type
-    form: _Form | None = None
+    form: _Form | _Json | None = None
     if kind.get_content_type() == "multipart/form-data":
         boundary = kind.get_param("boundary")
         if not isinstance(boundary, str):
@@ -36,6 +43,8 @@ async def read_body(chunks: AsyncIterable[bytes], content_type: str, file: Growi
             form = _Form(boundary, file)
         except FormParserError as bad:
             raise InvalidRequest(f"The form's boundary is no good one: {bad}.") from bad
+    elif kind.get_content_type() == JSON:
+        form = _Json(file)
     consume: Callable[[bytes], None] = form.feed if form else file.feed
     error: ApiError | None = None
     async for chunk in chunks:
@@ -46,8 +55,37 @@ async def read_body(chunks: AsyncIterable[bytes], content_type: str, file: Growi
             error = first
     if error is not None:
         raise error
+    fields = form.finish() if form else {}
     file.finish()
-    return form.finish() if form else {}
+    return fields
+
+
+class _Json:
+    """An object whose `input_audio` holds the recording, as in chats; what else it has are fields."""
+
+    def __init__(self, file: GrowingBuffer) -> None:
+        self._file = file
+        self._text = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        self._text += data
+
+    def finish(self) -> Fields:
+        check_values(self._text)
+        try:
+            body = read_json(self._text.decode())
+        except ValueError as error:
+            raise InvalidRequest(f"The body can't be read: {error}.") from error
+        audio = body.pop("input_audio", None) if isinstance(body, dict) else None
+        if not isinstance(audio, dict):
+            raise InvalidRequest('The recording goes into "input_audio": {"data": "<base64>"}.', param="input_audio")
+        self._file.feed(decode_base64(audio.get("data"), "input_audio.data"))
+        return {name: [_as_text(value)] for name, value in body.items() if value is not None}
+
+
+def _as_text(value: Any) -> str:
+    """A value as a form has it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 class _Form:

@@ -28,7 +28,7 @@ def check_type(content_type: str) -> None:
         )
 
 
-def check_values(text: bytes) -> None:
+def check_values(text: bytes | bytearray) -> None:
     """Raises InvalidRequest for a JSON text of too many lists, objects or values; what stands within its texts does not count."""
     if _is_small(text) or _is_small(_TEXT.sub(b"", text)):
         return
@@ -37,7 +37,7 @@ def check_values(text: bytes) -> None:
     )
 
 
-def _is_small(text: bytes) -> bool:
+def _is_small(text: bytes | bytearray) -> bool:
     return text.count(b"{") + text.count(b"[") <= MAX_CONTAINERS and text.count(b",") <= MAX_COMMAS
 
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.answers.chat import ChatCompletionResponse, CompletionResponse, DetokenizeResponse, TokenizeResponse
 from service.answers.speech import SpeechRequest
 from service.answers.transcription import TranscriptionRequest
+from service.http.body import JSON
 
 
 class _PromptTokens(BaseModel):
@@ -151,6 +152,16 @@ def _audio_form(model: type[BaseModel]) -> dict[str, Any]:
 
 
 _QUERY = [
+def _audio_json(model: type[BaseModel]) -> dict[str, Any]:
+    """The same in JSON, the recording as in chats."""
+    schema = model.model_json_schema()
+    data = {"type": "string", "description": "the recording in base64, any format"}
+    audio = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+    return {
+        "schema": schema | {"properties": {"input_audio": audio} | schema["properties"], "required": ["input_audio"]}
+    }
+
+
     {"name": name, "in": "query", "required": False, "schema": schema}
     for name, schema in SpeechRequest.model_json_schema()["properties"].items()
 ]
@@ -162,14 +173,21 @@ SPEECH = _operation(
     parameters=_QUERY,
     requestBody={
         "required": True,
-        "content": {"multipart/form-data": _audio_form(SpeechRequest), "audio/*": _RAW},
+        "content": {
+            "multipart/form-data": _audio_form(SpeechRequest),
+            JSON: _audio_json(SpeechRequest),
+            "audio/*": _RAW,
+        },
     },
 )
 TRANSCRIPTION = _operation(
     TranscriptionReply,
     "text/plain",
     "text/event-stream",
-    requestBody={"required": True, "content": {"multipart/form-data": _audio_form(TranscriptionRequest)}},
+    requestBody={
+        "required": True,
+        "content": {"multipart/form-data": _audio_form(TranscriptionRequest), JSON: _audio_json(TranscriptionRequest)},
+    },
 )
 CHAT = _operation(ChatCompletionResponse, "text/event-stream")
 COMPLETION = _operation(CompletionResponse, "text/event-stream")

@@ -30,7 +30,7 @@ from service.answers.transcription import Shape, Task, Transcript, Transcription
 from service.audio.upload import GrowingBuffer
 from service.engine import VLLM_VERSION
 from service.errors import ApiError, Unavailable
-from service.http.body import Fields, read_body
+from service.http.body import JSON, Fields, read_body
 from service.http.events import EventStream, sse_line
 from service.http.json_route import JsonRoute
 from service.http.openapi import (
@@ -72,8 +72,8 @@ Ready = Annotated[Service, Depends(loaded)]
 async def speech(request: Request, service: Ready) -> Response:
     """Does what the instruction says with the speech in the recording.
 
-    The audio is the part `file` of a form, or the whole body; the body is decoded and encoded while it arrives. Where it is the whole
-    body, the LLM reads the windows of a long recording while it arrives, too.
+    The audio is the part `file` of a form, `input_audio` of a JSON object, or the whole body; forms and audio are decoded and encoded
+    while they arrive. Where it is the whole body, the LLM reads the windows of a long recording while it arrives, too.
     """
 
     early = _early_options(SpeechRequest, request)
@@ -253,9 +253,9 @@ async def _receive(
 
 
 def _early_options(kind: type[Options], request: Request) -> Options | None:
-    """What a request asks whose body is all audio: an upload may take minutes, and what is wrong is said before them. None: a form."""
-    is_form = request.headers.get("content-type", "").startswith("multipart/")  # its fields may come after the audio
-    return None if is_form else _options(kind, request, {})
+    """What a request asks whose body is all audio: an upload may take minutes, and what is wrong is said before them. None: it isn't."""
+    has_fields = request.headers.get("content-type", "").startswith(("multipart/", JSON))  # maybe behind the audio
+    return None if has_fields else _options(kind, request, {})
 
 
 def _options(kind: type[Options], request: Request, fields: Fields) -> Options:

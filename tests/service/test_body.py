@@ -1,4 +1,6 @@
+import base64
 import contextlib
+import json
 from collections.abc import AsyncIterator
 
 import httpx
@@ -49,6 +51,41 @@ async def test_a_repeated_field_keeps_all_its_values() -> None:
 @pytest.mark.parametrize("content_type", ["audio/wav", "", "application/x-www-form-urlencoded"])
 async def test_a_body_that_is_no_form_is_audio(content_type: str) -> None:
     assert await read(b"RIFF...", content_type, size=3) == ({}, b"RIFF...")
+
+
+@given(st.binary(max_size=200), st.integers(1, 300))
+async def test_json_gives_file_and_fields(file: bytes, size: int) -> None:
+    audio = {"data": base64.b64encode(file).decode(), "format": "wav"}
+    values = {"model": "a", "input_audio": audio, "temperature": 0.5, "stream": True, "include": ["x"], "prompt": None}
+    body = json.dumps(values).encode()
+    fields, read_file = await read(body, "application/json; charset=utf-8", size)
+    assert read_file == file
+    assert fields == {"model": ["a"], "temperature": ["0.5"], "stream": ["true"], "include": ['["x"]']}
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "can't be read: not valid JSON"),
+        (b"RIFF\xff", "can't be read"),
+        (b"[]", "input_audio"),
+        (b'{"file": "x"}', "input_audio"),
+        (b'{"input_audio": "x"}', "input_audio"),
+        (b'{"input_audio": {}}', "base64"),
+        (b'{"input_audio": {"data": "\xc3\xa4"}}', "base64"),
+        (b'{"input_audio": ' + b"[" * 100 + b"]" * 100 + b"}", "nested"),
+        (b'{"input_audio": [' + b"[]," * 20_000 + b"[]]}", "more than 10,000"),
+    ],
+)
+async def test_json_without_a_recording_is_refused(body: bytes, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        await read(body, "application/json")
+
+
+async def test_a_recording_in_json_has_the_limit_of_others() -> None:
+    body = json.dumps({"input_audio": {"data": base64.b64encode(bytes(30)).decode()}}).encode()
+    with pytest.raises(UploadTooLarge):
+        await read(body, "application/json", limit=20)
 
 
 @given(st.binary(max_size=300))

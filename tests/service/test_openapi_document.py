@@ -18,7 +18,10 @@ def test_what_does_no_work_tells_of_its_own_alone() -> None:
 
 @pytest.mark.parametrize(
     ("operation", "kinds"),
-    [(SPEECH, {"multipart/form-data", "audio/*"}), (TRANSCRIPTION, {"multipart/form-data"})],
+    [
+        (SPEECH, {"multipart/form-data", "application/json", "audio/*"}),
+        (TRANSCRIPTION, {"multipart/form-data", "application/json"}),
+    ],
     ids=["speech", "transcription"],
 )
 def test_a_recording_is_needed(operation: dict[str, Any], kinds: set[str]) -> None:
@@ -26,3 +29,4 @@ def test_a_recording_is_needed(operation: dict[str, Any], kinds: set[str]) -> No
     assert body["required"] is True
     assert body["content"].keys() == kinds
     assert body["content"]["multipart/form-data"]["schema"]["required"] == ["file"]
+    assert body["content"]["application/json"]["schema"]["required"] == ["input_audio"]
