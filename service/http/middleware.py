@@ -1,6 +1,7 @@
 """What every request passes through on its way to an endpoint: its id, clock and trace, and the question for its key."""
 
 import logging
+import re
 import time
 from collections.abc import Collection
 
@@ -17,6 +18,10 @@ log = logging.getLogger("service.access")
 
 UNTOLD = "authenticated"
 KEY_SUBPROTOCOL = "openai-insecure-api-key."  # OpenAI's name for it
+AZURE = re.compile(
+    r"/openai/(?:v1/|deployments/(?P<deployment>[^/].*?)/(?=(?:(?:chat/)?completions|responses)$|audio/))?(?P<endpoint>.+)"
+)
+"""Azure's paths: /openai/deployments/MODEL/chat/completions, /openai/responses, and of late /openai/v1/chat/completions."""
 CLIENT_GONE = 499  # nginx's status for a client that closed the connection
 
 
@@ -112,9 +117,10 @@ class Observed:
 
 
 class Habits:
-    """Takes requests as proxies and clients make them: below a `root_path`, with a slash behind the path, and HEAD for GET.
+    """Takes requests as proxies and clients make them: below a `root_path`, with a slash behind the path, HEAD for GET, and Azure's paths.
 
-    What the rest sees is the path that is documented, and GET; the server itself leaves out the body of an answer to HEAD.
+    What the rest sees is the path that is documented, and GET; the server itself leaves out the body of an answer to HEAD. The model that
+    one of Azure's paths names is the request's `state["deployment"]`.
     """
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
@@ -132,6 +138,10 @@ class Habits:
         if path.endswith("/") and path.strip("/"):
             path = path[:-1]
         scope = {**scope, "path": path}
+        if azure := AZURE.fullmatch(path):
+            scope["path"] = f"/v1/{azure['endpoint']}"
+            if azure["deployment"]:
+                scope["state"] = {**scope.get("state", {}), "deployment": azure["deployment"]}
         if scope.get("method") == "HEAD":
             scope["method"] = "GET"
         await self.app(scope, receive, send)

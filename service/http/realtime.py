@@ -98,7 +98,7 @@ def _check(websocket: WebSocket, settings: ServeSettings, keys: Keys) -> Session
         return config
     if query.get("intent") == "transcription":
         return SessionConfig(type="transcription").updated({"audio": {"input": {"transcription": {}}}})
-    check_model(query.get("model"), settings.names())
+    check_model(query.get("model", query.get("deployment")), settings.names())  # the latter as Azure's clients say
     return SessionConfig()
 
 

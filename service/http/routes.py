@@ -3,7 +3,7 @@
 import asyncio
 import time
 import urllib.parse
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from itertools import islice
 from typing import Annotated, Any, TypeVar
@@ -53,6 +53,9 @@ from service.telemetry import metrics
 router = APIRouter(route_class=JsonRoute)
 T = TypeVar("T")
 Options = TypeVar("Options", SpeechRequest, TranscriptionRequest)
+Generation = TypeVar("Generation", ChatCompletionRequest, CompletionRequest, ResponsesRequest)
+
+API_VERSION = "api-version"  # in the query of every request of Azure's clients
 
 
 async def loaded(
@@ -96,19 +99,19 @@ async def speech(request: Request, service: Ready) -> Response:
 @router.post("/v1/chat/completions", **CHAT)
 async def chat_completions(body: ChatCompletionRequest, request: Request, service: Ready) -> Response:
     """OpenAI's chat completions; a message's content may hold `input_audio` and `audio_url` parts."""
-    return await _generate(request, service.chat.complete(body), _ignored(body))
+    return await _generate(request, service.chat.complete, body)
 
 
 @router.post("/v1/completions", **COMPLETION)
 async def completions(body: CompletionRequest, request: Request, service: Ready) -> Response:
     """OpenAI's completions, of text alone."""
-    return await _generate(request, service.chat.complete_text(body), _ignored(body))
+    return await _generate(request, service.chat.complete_text, body)
 
 
 @router.post("/v1/responses", **RESPONSE)
 async def responses(body: ResponsesRequest, request: Request, service: Ready) -> Response:
     """OpenAI's responses; nothing is stored."""
-    return await _generate(request, service.chat.respond(body), _ignored(body))
+    return await _generate(request, service.chat.respond, body)
 
 
 @router.post("/tokenize", **TOKENIZE)
@@ -124,10 +127,11 @@ async def detokenize(body: DetokenizeRequest, service: Ready) -> dict[str, Any]:
 
 
 async def _generate(
-    request: Request, answer: Awaitable[AsyncIterator[str] | dict[str, Any]], headers: dict[str, str]
+    request: Request, answer: Callable[[Generation], Awaitable[AsyncIterator[str] | dict[str, Any]]], body: Generation
 ) -> Response:
-    reply = await _unless_gone(request, answer)
-    headers = headers | _truncated()
+    body.model = _deployment(request) or body.model
+    reply = await _unless_gone(request, answer(body))
+    headers = _ignored(body) | _truncated()
     if isinstance(reply, dict):
         return JSONResponse(reply, headers=headers)
     return EventStream(reply, headers=headers)
@@ -159,6 +163,12 @@ async def _transcribe(request: Request, service: Service, to_do: Task, shape: Sh
     await _unless_gone(request, last(events))
     body = shape(transcript, options)
     return PlainTextResponse(body, headers=headers) if isinstance(body, str) else JSONResponse(body, headers=headers)
+
+
+def _deployment(request: Request) -> str | None:
+    """The model that the path names, as Azure's do; what the request says besides does not count then."""
+    name: str | None = getattr(request.state, "deployment", None)
+    return name
 
 
 def _ignored(request: BaseModel) -> dict[str, str]:
@@ -261,8 +271,10 @@ def _early_options(kind: type[Options], request: Request) -> Options | None:
 def _options(kind: type[Options], request: Request, fields: Fields) -> Options:
     """A form's fields and those of the query, of this server's model."""
     for name, value in request.query_params.multi_items():
-        fields.setdefault(name, []).append(value)
+        if name != API_VERSION:
+            fields.setdefault(name, []).append(value)
     options = parse_fields(kind, fields)
+    options.model = _deployment(request) or options.model
     check_model(options.model, request.app.state.settings.names())
     return options
 

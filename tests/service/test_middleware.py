@@ -260,6 +260,35 @@ async def test_a_path_below_a_proxys(prefix: str) -> None:
         assert document.json()["servers"] == [{"url": "/speech"}]
 
 
+@pytest.mark.parametrize(
+    "path", ["/openai/models?api-version=2024-10-21", "/openai/v1/models/", "/speech/openai/v1/models/tiny"]
+)
+async def test_azures_paths(path: str) -> None:
+    labels = {"endpoint": "/v1/models/{model:path}" if "tiny" in path else "/v1/models", "status": "200"}
+    before = count(**labels, client="authenticated")
+    async with client(**guarded(root_path="/speech")) as http:
+        assert (await http.get(path)).status_code == 401
+        assert (await http.get(path, headers={"api-key": KEY})).status_code == 200
+    assert count(**labels, client="authenticated") == before + 1
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/openai/deployments/tiny/chat/completions", 503),  # there, and loading
+        ("/openai/deployments/a/model/chat/completions", 503),
+        ("/openai/deployments/tiny/audio/transcriptions", 503),
+        ("/openai/deployments/tiny/embeddings", 404),
+        ("/openai/deployments/tiny/health", 404),
+        ("/openai/deployments//chat/completions", 404),
+        ("/openai", 404),
+    ],
+)
+async def test_azures_deployments(path: str, status: int) -> None:
+    async with client() as http:
+        assert (await http.post(path, json={"messages": []})).status_code == status
+
+
 async def test_compressed_bodies_are_refused() -> None:
     async with client() as http:
         response = await http.post("/v1/speech", content=b"x", headers={"content-encoding": "gzip"})
