@@ -9,9 +9,10 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,14 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Token:
+    """A token of a reply, and how likely the model found it; where a character needs several tokens, its last one has its text."""
+
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True)
 class Delta:
     """What one step of the engine added to a reply."""
 
@@ -61,6 +70,8 @@ class Delta:
     cached_tokens: int
     logprob: float
     """The sum over `token_ids`, where the sampling asked for it, else 0."""
+    tokens: Sequence[Token] = ()
+    """Those that the text is made of, where the sampling asked for logprobs: none that is special, and not what ended the reply."""
 
 
 class BlspLLM(AsyncLLM):
@@ -206,6 +217,13 @@ class Engine:
         """The LLM's context, tokens."""
         return int(self.llm.model_config.max_model_len)
 
+    @cached_property
+    def _unsaid(self) -> frozenset[int]:
+        """The tokens that are never text: what is marked as special, the ends of replies among it."""
+        tokenizer = self.llm.renderer.tokenizer
+        marked = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+        return frozenset(marked.union(tokenizer.all_special_ids))
+
     @property
     def dtype(self) -> torch.dtype:
         """What the LLM computes in, and the dtype that rows must have."""
@@ -249,7 +267,7 @@ class Engine:
         try:
             async with aclosing(self.llm.generate(engine_input, parameters, request_id)) as outputs:
                 async for output in outputs:
-                    yield _delta(output)
+                    yield _delta(output, self._unsaid)
         except (VLLMClientError, EngineDeadError) as error:
             raise as_api_error(error) from error
 
@@ -321,14 +339,22 @@ def _drop_first_space(output: RequestOutput, begun: set[int]) -> None:
             choice.text = choice.text.removeprefix(" ")
 
 
-def _delta(output: RequestOutput) -> Delta:
+def _delta(output: RequestOutput, unsaid: Collection[int]) -> Delta:
     (choice,) = output.outputs
-    logprobs = zip(choice.token_ids, choice.logprobs or (), strict=False)
+    sampled = [candidates[token] for token, candidates in zip(choice.token_ids, choice.logprobs or (), strict=False)]
+    tokens = [
+        Token(one.decoded_token or "", one.logprob)
+        for token, one in zip(choice.token_ids, sampled, strict=False)
+        if token not in unsaid
+    ]
+    if tokens and isinstance(choice.stop_reason, str) and tokens[-1].text.startswith(choice.stop_reason):
+        tokens.pop()
     return Delta(
         text=choice.text,
         token_ids=list(choice.token_ids),
         finish_reason=choice.finish_reason,
         prompt_tokens=len(output.prompt_token_ids or ()),
         cached_tokens=output.num_cached_tokens or 0,
-        logprob=sum(candidates[token].logprob for token, candidates in logprobs),
+        logprob=sum(one.logprob for one in sampled),
+        tokens=tokens,
     )

@@ -10,7 +10,7 @@ from service.errors import InvalidRequest, ModelNotFound
 
 Model = TypeVar("Model", bound=BaseModel)
 
-REPEATABLE = {"stop", "timestamp_granularities"}  # and what ends in []
+REPEATABLE = {"stop", "timestamp_granularities", "include", "keywords"}  # and what ends in []
 MAX_DEPTH = 64  # of lists and objects within each other
 FLAT = {int, float, bool, type(None)}  # types of values that hold nothing to be checked
 

@@ -22,7 +22,7 @@ from models.prompt import Message, Speech, about
 from service.answers.fields import as_list, check_model
 from service.answers.prompting import Prompts
 from service.answers.segments import quietest_cut, srt, vtt
-from service.engine import Delta, Engine, Sampling
+from service.engine import Delta, Engine, Sampling, Token
 from service.listening.listener import Cut, Recording
 
 SPARE_TOKENS = 16  # of a piece's text, beyond three for every two rows: more than anyone says, so that an LLM which loops comes to an end
@@ -52,6 +52,12 @@ class TranscriptionRequest(BaseModel):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     response_format: ResponseFormat = "json"
     stream: bool = Field(False, description="server-sent events transcript.text.delta and transcript.text.done")
+    keywords: Annotated[list[str], BeforeValidator(as_list)] = Field(
+        [], alias="keywords[]", description="words that may be said, as OpenAI calls them; read like the prompt"
+    )
+    include: Annotated[list[Literal["logprobs"]], BeforeValidator(as_list)] = Field(
+        [], alias="include[]", description="logprobs: how likely each token of the text was, in JSON and in events"
+    )
     timestamp_granularities: Annotated[list[Literal["segment", "word"]], BeforeValidator(as_list)] = Field(
         ["segment"],
         alias="timestamp_granularities[]",
@@ -68,6 +74,16 @@ class TranscriptionRequest(BaseModel):
             raise ValueError(f"stream: {self.response_format} can't be streamed; leave out stream, or use json")
         return self
 
+    @model_validator(mode="after")
+    def _no_logprobs_in_text(self) -> "TranscriptionRequest":
+        if self.include and not self.stream and self.response_format in ("text", "srt", "vtt"):
+            raise ValueError(f"include: {self.response_format} has no place for logprobs; use json")
+        return self
+
+    def told(self) -> str:
+        """What the model reads before the instruction."""
+        return "\n".join(filter(None, (self.prompt, self.hotwords, ", ".join(self.keywords))))
+
 
 @dataclass
 class Piece:
@@ -78,6 +94,7 @@ class Piece:
     end: float
     text: str = ""
     tokens: list[int] = field(default_factory=list)
+    logprobs: list[Token] = field(default_factory=list)
     logprob: float = 0.0
     prompt_tokens: int = 0
     finish_reason: str | None = None
@@ -86,6 +103,7 @@ class Piece:
         """Takes one step."""
         self.text += delta.text
         self.tokens += delta.token_ids
+        self.logprobs += delta.tokens
         self.logprob += delta.logprob
         self.prompt_tokens = delta.prompt_tokens
         self.finish_reason = delta.finish_reason
@@ -130,6 +148,10 @@ class Transcript:
         """ "length" where the text of a piece was cut off, by the context's end or by the most that a piece may have; else "stop"."""
         return "length" if any(piece.finish_reason == "length" for piece in self.pieces) else "stop"
 
+    def logprobs(self, request: TranscriptionRequest) -> dict[str, Any]:
+        """OpenAI's `logprobs` of all pieces, where they are asked for."""
+        return _logprobs(request, [token for piece in self.pieces for token in piece.logprobs])
+
     def usage(self) -> dict[str, Any]:
         """OpenAI's usage by tokens, over all pieces."""
         prompt = sum(piece.prompt_tokens for piece in self.pieces)
@@ -152,7 +174,7 @@ class Transcript:
         warnings = [NO_WORDS] if "word" in request.timestamp_granularities and request.response_format != "json" else []
         if self.recording.truncated:
             warnings.append(self.recording.truncated.message)
-        warned = {"warnings": warnings} if warnings else {}
+        warned = self.logprobs(request) | ({"warnings": warnings} if warnings else {})
         if request.response_format == "json":
             return {"text": self.text, "usage": self.usage()} | warned
         body: dict[str, Any] = {
@@ -173,6 +195,11 @@ class Transcript:
             return body
         del body["usage"]
         return body | ({"language": "english", "task": "translate"} if "language" in body else {})
+
+
+def _logprobs(request: TranscriptionRequest, tokens: Sequence[Token]) -> dict[str, Any]:
+    told = [{"token": one.text, "logprob": one.logprob, "bytes": list(one.text.encode())} for one in tokens]
+    return {"logprobs": told} if request.include else {}
 
 
 Shape: TypeAlias = Callable[[Transcript, TranscriptionRequest], str | dict[str, Any]]
@@ -218,14 +245,14 @@ class TranscriptionService:
         Closing the iterator ends all generations. Raises ApiError.
         """
         check_model(request.model, self._names)
-        queues = [asyncio.Queue[str | None]() for _ in transcript.pieces]
+        queues = [asyncio.Queue[Delta | None]() for _ in transcript.pieces]
         parts = zip(transcript.pieces, transcript.recording.windows, queues, strict=True)
         tasks = [asyncio.create_task(self._write_piece(request, to_do, *part)) for part in parts]
         try:
             space = ""  # what the text so far ends with: it is said only when text follows
             for queue, task in zip(queues, tasks, strict=True):
-                async for text in _texts(queue):
-                    yield {"type": "transcript.text.delta", "delta": space + text}
+                async for text, tokens in _texts(queue):
+                    yield {"type": "transcript.text.delta", "delta": space + text} | _logprobs(request, tokens)
                     space = ""
                 await task
                 space = " " if transcript.text else ""
@@ -233,9 +260,11 @@ class TranscriptionService:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        yield {"type": "transcript.text.done", "text": transcript.text, "finish_reason": transcript.finish_reason} | {
-            "usage": transcript.usage()
-        }
+        yield (
+            {"type": "transcript.text.done", "text": transcript.text, "finish_reason": transcript.finish_reason}
+            | {"usage": transcript.usage()}
+            | transcript.logprobs(request)
+        )
 
     async def _write_piece(
         self,
@@ -243,31 +272,33 @@ class TranscriptionService:
         to_do: Task,
         piece: Piece,
         rows: Tensor,
-        queue: asyncio.Queue[str | None],
+        queue: asyncio.Queue[Delta | None],
     ) -> None:
-        told = "\n".join(filter(None, (request.prompt, request.hotwords)))
-        system = [Message("system", [told])] if told else []
+        system = [Message("system", [told])] if (told := request.told()) else []
         stop = (QUOTE,) if to_do.begun.endswith(QUOTE) else ()
-        verbose = request.response_format == "verbose_json"
+        likely = bool(request.include) or request.response_format == "verbose_json"
         limit = SPARE_TOKENS + 3 * len(rows) // 2
-        sampling = Sampling(limit, 0, request.temperature, request.top_p, stop, request.seed, logprobs=verbose)
+        sampling = Sampling(limit, 0, request.temperature, request.top_p, stop, request.seed, logprobs=likely)
         try:
             asked = about(to_do.instruction, Speech(rows))
             prompt = await self._prompts.build([*system, asked], "prompt", begun=to_do.begun)
             async with aclosing(self._engine.stream(prompt, sampling, f"transcription-{uuid.uuid4().hex}")) as deltas:
                 async for delta in deltas:
                     piece.add(delta)
-                    queue.put_nowait(delta.text)
+                    queue.put_nowait(delta)
         finally:
             queue.put_nowait(None)
 
 
-async def _texts(queue: asyncio.Queue[str | None]) -> AsyncIterator[str]:
-    """The texts up to None, less the white space around the whole."""
+async def _texts(queue: asyncio.Queue[Delta | None]) -> AsyncIterator[tuple[str, list[Token]]]:
+    """The texts up to None, less the white space around the whole, and the tokens that have come with each and since the one before."""
     begun, space = False, ""
-    while (text := await queue.get()) is not None:
-        text = space + text if begun else text.lstrip()
+    tokens: list[Token] = []
+    while (delta := await queue.get()) is not None:
+        text = space + delta.text if begun else delta.text.lstrip()
+        tokens += delta.tokens
         space = text[len(text.rstrip()) :]
         if text := text.rstrip():
             begun = True
-            yield text
+            yield text, tokens
+            tokens = []

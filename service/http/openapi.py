@@ -48,6 +48,7 @@ class TranscriptionReply(BaseModel):
 
     text: str
     usage: dict[str, Any] | None = Field(None, description="of transcriptions; translations have none")
+    logprobs: list[dict[str, Any]] | None = Field(None, description="where `include[]` asks for them")
     duration: float | None = Field(None, description="seconds; this and what follows are for `verbose_json`")
     language: str | None = None
     segments: list[dict[str, Any]] | None = None
@@ -151,7 +152,6 @@ def _audio_form(model: type[BaseModel]) -> dict[str, Any]:
     return {"schema": schema | {"properties": {"file": file} | schema["properties"], "required": ["file"]}}
 
 
-_QUERY = [
 def _audio_json(model: type[BaseModel]) -> dict[str, Any]:
     """The same in JSON, the recording as in chats."""
     schema = model.model_json_schema()
@@ -162,6 +162,7 @@ def _audio_json(model: type[BaseModel]) -> dict[str, Any]:
     }
 
 
+_QUERY = [
     {"name": name, "in": "query", "required": False, "schema": schema}
     for name, schema in SpeechRequest.model_json_schema()["properties"].items()
 ]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from service.engine import BlspLLM, _environment
+from service.engine import BlspLLM, _delta, _environment
 from service.errors import DeadlineExceeded
 from service.gate.admission import Admission, Limits, Queued
 
@@ -95,3 +95,26 @@ def test_variables_for_the_engines_processes_alone(monkeypatch: pytest.MonkeyPat
     assert said == "by the operator, by us\n"
     assert os.environ["SET"] == "by the operator"
     assert "UNSET" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("last", "stop_reason", "texts"),
+    [
+        ((2, "</s>"), None, ["Hi"]),
+        ((3, '"'), '"', ["Hi"]),
+        ((4, '."'), '"', ["Hi", '."']),
+        ((5, " there"), None, ["Hi", " there"]),
+    ],
+)
+def test_what_is_no_text_is_none_of_its_tokens(
+    last: tuple[int, str], stop_reason: str | None, texts: list[str]
+) -> None:
+    sampled = {1: "Hi", **dict([last])}
+    found = [{id_: SimpleNamespace(decoded_token=text, logprob=-1.5)} for id_, text in sampled.items()]
+    choice = SimpleNamespace(
+        text="Hi", token_ids=list(sampled), logprobs=found, finish_reason="stop", stop_reason=stop_reason
+    )
+    output: Any = SimpleNamespace(outputs=[choice], prompt_token_ids=[1], num_cached_tokens=0)
+    delta = _delta(output, {2})
+    assert [token.text for token in delta.tokens] == texts
+    assert delta.logprob == -3.0

@@ -44,6 +44,11 @@ REPLIES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "completion with logprobs": ("/v1/completions", {"json": TEXT | {"logprobs": 1}}, Completion),
     "response": ("/v1/responses", {"json": INPUT}, Response),
     "transcription": ("/v1/audio/transcriptions", {"files": {"file": AUDIO}}, Transcription),
+    "transcription with logprobs": (
+        "/v1/audio/transcriptions",
+        {"files": {"file": AUDIO}, "data": {"include[]": "logprobs"}},
+        Transcription,
+    ),
     "verbose transcription": (
         "/v1/audio/transcriptions",
         {"files": {"file": AUDIO}, "data": {"response_format": "verbose_json"}},
@@ -68,6 +73,11 @@ STREAMS: dict[str, tuple[str, dict[str, Any], Any]] = {
     "transcription": (
         "/v1/audio/transcriptions",
         {"files": {"file": AUDIO}, "data": {"stream": "true"}},
+        TranscriptionStreamEvent,
+    ),
+    "transcription with logprobs": (
+        "/v1/audio/transcriptions",
+        {"files": {"file": AUDIO}, "data": {"stream": "true", "include[]": "logprobs"}},
         TranscriptionStreamEvent,
     ),
 }

@@ -147,10 +147,41 @@ def test_times_of_words_are_not_made_up(server: Server, name: str) -> None:
     assert "no times of words" in reply["warnings"][0]
 
 
+def test_logprobs_are_those_of_the_text(client: openai.OpenAI, server: Server) -> None:
+    include: list[Literal["logprobs"]] = ["logprobs"]
+    reply = client.audio.transcriptions.create(model=server.model, file=LONG, include=include)
+    assert reply.logprobs is not None
+    assert "".join("".join(one.token or "" for one in reply.logprobs).split()) == "".join(reply.text.split())
+    assert all(bytes(map(int, one.bytes or ())) == (one.token or "").encode() for one in reply.logprobs)
+    assert all(one.logprob is not None and one.logprob < 0 for one in reply.logprobs)
+    *deltas, done = client.audio.transcriptions.create(model=server.model, file=LONG, include=include, stream=True)
+    told = [one.to_dict() for one in done.logprobs]  # type: ignore[union-attr]
+    assert [one.to_dict() for delta in deltas for one in delta.logprobs] == told  # type: ignore[union-attr]
+    assert [one["token"] for one in told] == [one.token for one in reply.logprobs]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"include[]": "logprobs", "response_format": "srt"}, {"include[]": "word_confidences"}]
+)
+def test_logprobs_are_refused_where_they_have_no_place(server: Server, fields: dict[str, str]) -> None:
+    with server.client() as http:
+        response = http.post("/v1/audio/transcriptions", files={"file": wav(voice(1.0))}, data=fields)
+    assert response.status_code == 400
+    assert "logprobs" in response.json()["error"]["message"]
+
+
+def test_keywords_are_read(server: Server) -> None:
+    with server.client() as http:
+        post = partial(http.post, "/v1/audio/transcriptions", files={"file": wav(voice(1.0))})
+        plain, told = post(), post(data={"keywords[]": ["Thingamajig", "Zork"]})
+    assert "x-ignored-fields" not in told.headers
+    assert told.json()["usage"]["input_tokens"] > plain.json()["usage"]["input_tokens"]
+
+
 def test_what_other_servers_know_is_taken_and_named(server: Server) -> None:
     fields = {
         **{
-            "include[]": "logprobs",
+            "languages[]": "en",
             "chunking_strategy": "auto",
             "known_speaker_names[]": ["a", "b"],
             "vad_filter": "true",
