@@ -112,6 +112,15 @@ class ChatCompletionRequest(_Checked, chat_protocol.ChatCompletionRequest):
 
     n: int | None = Field(1, ge=1, le=MAX_CHOICES)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_tools(cls, data: Any) -> Any:
+        """Frameworks send an empty list where there are none, which vLLM refuses."""
+        if not isinstance(data, dict) or data.get("tools") != []:
+            return data
+        without = {"tools", "tool_choice"} if data.get("tool_choice") == "auto" else {"tools"}
+        return {name: value for name, value in data.items() if name not in without}
+
 
 class CompletionRequest(_Checked, completion_protocol.CompletionRequest):
     """OpenAI's request, as vLLM reads it."""

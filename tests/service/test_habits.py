@@ -1,6 +1,7 @@
 """What clients are used to: audio in responses, refusals in OpenAI's words, fields of other servers."""
 
 import base64
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,6 +86,76 @@ def test_a_file_of_a_chat_is_heard(server: Server) -> None:
         replies = [http.post("/v1/chat/completions", json=chat([part])).json() for part in (file, HEARD)]
     assert [reply["usage"]["prompt_tokens_details"]["audio_tokens"] for reply in replies] == [13, 13]
     assert replies[0]["usage"]["prompt_tokens"] == replies[1]["usage"]["prompt_tokens"]
+
+
+# Every field that OpenAI's newest client has for a chat and that asks for nothing impossible, and nulls as some frameworks send them.
+EVERYTHING: dict[str, Any] = {
+    "messages": [
+        {"role": "developer", "content": "Be brief.", "name": "maker"},
+        {"role": "system", "content": [{"type": "text", "text": "Be kind."}]},
+        {"role": "user", "content": [{"type": "text", "text": "What is said?"}, HEARD], "name": "ann"},
+        {"role": "assistant", "content": None, "refusal": None, "audio": None, "tool_calls": []},
+        {"role": "assistant", "content": [{"type": "text", "text": "Nothing."}], "refusal": None},
+        {"role": "user", "content": "Really?"},
+    ],
+    "tools": [],
+    "tool_choice": "auto",
+    "parallel_tool_calls": False,
+    "response_format": {"type": "text"},
+    "reasoning_effort": "minimal",
+    "verbosity": "low",
+    "store": False,
+    "metadata": {"topic": "demo"},
+    "user": "ann",
+    "safety_identifier": "ann",
+    "prompt_cache_key": "demo",
+    "prompt_cache_retention": "24h",
+    "service_tier": "auto",
+    "modalities": ["text"],
+    "prediction": None,
+    "web_search_options": None,
+    "max_completion_tokens": 2,
+    "max_tokens": None,
+    "n": 1,
+    "stop": None,
+    "logit_bias": {},
+    "logprobs": None,
+    "top_logprobs": None,
+    "presence_penalty": 0,
+    "frequency_penalty": None,
+    "temperature": None,
+    "top_p": None,
+    "seed": None,
+    "function_call": None,
+    "functions": None,
+}
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        {},
+        {"stream": False, "stream_options": None},
+        {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
+    ],
+    ids=["plain", "nulls", "streamed"],
+)
+def test_every_field_of_a_chat_is_taken(server: Server, stream: dict[str, Any]) -> None:
+    with server.client() as http:
+        response = http.post("/v1/chat/completions", json=EVERYTHING | stream)
+    assert response.status_code == 200, response.text
+    assert '"error"' not in response.text
+    last = response.text.split("data: ")[-2] if stream.get("stream") else response.text
+    usage = json.loads(last)["usage"]
+    assert usage["completion_tokens"] == 2
+    assert usage["prompt_tokens_details"]["audio_tokens"] == 13
+
+
+def test_no_tools_are_no_tools(server: Server) -> None:
+    with server.client() as http:
+        required = http.post("/v1/chat/completions", json=chat("Hello.", tools=[], tool_choice="required"))
+    assert required.status_code == 400
+    assert "tool" in required.json()["error"]["message"]
 
 
 def test_fields_that_nobody_knows_are_named(server: Server) -> None:
