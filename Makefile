@@ -50,7 +50,12 @@ build/agents: examples/requirements.txt ## Install what the examples of voice ag
 	build/agents/bin/pip --disable-pip-version-check install --quiet -r examples/requirements.txt
 	@touch $@
 
-# OpenAI's JavaScript client; without npm its tests are skipped.
+build/clients: tests/clients/requirements.txt ## Install the clients that docs/clients.md lists (460 MB); then their tests run, too.
+	$(PYTHON) -m venv build/clients
+	build/clients/bin/pip --disable-pip-version-check install --quiet -r tests/clients/requirements.txt
+	@touch $@
+
+# OpenAI's JavaScript client and Vercel's; without npm its tests are skipped.
 tests/javascript/node_modules: tests/javascript/package-lock.json
 	! command -v npm > /dev/null || npm ci --silent --no-audit --no-fund --prefix tests/javascript
 	@touch -c $@
