@@ -264,7 +264,8 @@ async def _receive(
 
 def _early_options(kind: type[Options], request: Request) -> Options | None:
     """What a request asks whose body is all audio: an upload may take minutes, and what is wrong is said before them. None: it isn't."""
-    has_fields = request.headers.get("content-type", "").startswith(("multipart/", JSON))  # maybe behind the audio
+    kind_of_body = request.headers.get("content-type", "").lower()
+    has_fields = kind_of_body.startswith(("multipart/", JSON))  # maybe behind the audio
     return None if has_fields else _options(kind, request, {})
 
 
