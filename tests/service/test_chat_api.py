@@ -193,7 +193,7 @@ class TestOptions:
 
     @pytest.mark.parametrize(
         ("options", "param"),
-        [({"top_logprobs": 2}, "top_logprobs"), ({"extra_body": {"tools": []}}, "tools")],
+        [({"top_logprobs": 2}, "top_logprobs"), ({"extra_body": {"tool_choice": "auto"}}, "tool_choice")],
         ids=str,
     )
     def test_what_vllm_refuses(self, ask: Ask, options: dict[str, Any], param: str) -> None:

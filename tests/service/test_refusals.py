@@ -220,7 +220,7 @@ def hi(**fields: Any) -> bytes:
         b"{}",
         b'{"messages": []}',
         b'{"messages": [{"role": "bot"}]}',
-        hi(tools=[]),  # vLLM's own exception
+        hi(tool_choice="auto"),  # vLLM's own exception
         hi(structured_outputs=[0]),  # a value that vLLM's validator stumbles over
         hi(messages=[{"role": "user", "content": "\ud800"}]),
         hi(stop=["\ud800"]),
