@@ -32,13 +32,24 @@ def n_frames(n_samples: int) -> int:
     return -(-n_samples // HOP_LENGTH)
 
 
+def counted_frames(real: int) -> int:
+    """How many frames of a window with `real` ones can be its loudest: those too that only hear its end."""
+    return min(real + TAIL_FRAMES, N_FRAMES)
+
+
+def check_length(samples: Tensor) -> None:
+    """Raises ValueError where a window (n,) is empty or longer than 30 s."""
+    if not 0 < len(samples) <= N_SAMPLES:
+        raise ValueError(f"a window has 1 to {N_SAMPLES} samples, not {len(samples)}")
+
+
 def log_mels(windows: Sequence[Tensor], n_mels: int = 80) -> list[Tensor]:
     """`log_mel` of several windows at once: one framed Fourier transform and one mel product, whatever their lengths.
 
     Takes and returns a list of what `log_mel` takes and returns, without padding.
     """
     real = [n_frames(len(samples)) for samples in windows]
-    signals = [_framed(samples, min(n + TAIL_FRAMES, N_FRAMES)) for samples, n in zip(windows, real, strict=True)]
+    signals = [framed(samples, counted_frames(n)) for samples, n in zip(windows, real, strict=True)]
     power = _power(nn.utils.rnn.pad_sequence(signals, batch_first=True))  # (windows, 201, frames)
     mel = (_mel_filters(n_mels, power.device) @ power).clamp(min=1e-10).log10()  # silence after a window is its minimum
     mel = (torch.maximum(mel, mel.amax((1, 2), keepdim=True) - 8.0) + 4.0) / 4.0
@@ -52,11 +63,10 @@ def log_mel(samples: Tensor, n_mels: int = 80, *, pad_to_window: bool = False) -
     or with `pad_to_window` all 3,000 that Whisper makes of the window filled up with silence.
     Raises ValueError where the window is empty or longer than 30 s.
     """
-    if not 0 < len(samples) <= N_SAMPLES:
-        raise ValueError(f"a window has 1 to {N_SAMPLES} samples, not {len(samples)}")
+    check_length(samples)
     real = n_frames(len(samples))
-    frames = min(real + TAIL_FRAMES, N_FRAMES)
-    power = _power(_framed(samples, frames))  # (201, frames)
+    frames = counted_frames(real)
+    power = _power(framed(samples, frames))  # (201, frames)
     mel = (_mel_filters(n_mels, samples.device) @ power).clamp(min=1e-10).log10()  # (n_mels, frames)
     floor = mel.max() - 8.0
     mel = (torch.maximum(mel, floor) + 4.0) / 4.0
@@ -66,7 +76,23 @@ def log_mel(samples: Tensor, n_mels: int = 80, *, pad_to_window: bool = False) -
     return F.pad(mel, (0, N_FRAMES - frames), value=silence)
 
 
-def _framed(samples: Tensor, frames: int) -> Tensor:
+def log_mels_of_strip(signal: Tensor, owner: Tensor, windows: int, n_mels: int) -> Tensor:
+    """Log-mel features of several windows that stand behind each other in one signal.
+
+    signal (frames * 160 + 240,) float32 has what each window's frames are cut from (`framed`), each from some hop on; owner (frames,) says
+    of which window a frame is, from 0 on, or `windows` of none. Returns float32 (frames, n_mels), within 1e-4 of `log_mel`'s where a
+    window owns its `counted_frames`. Shapes depend on nothing but the signal's length, and the transform is a matrix product, so that a
+    GPU can record it: cuFFT would plan anew for every number of frames.
+    """
+    frames = signal.unfold(0, N_FFT, HOP_LENGTH).contiguous()  # (frames, 400)
+    power = (frames @ _fourier(signal.device)).square()  # (frames, 402)
+    mel = (power @ _mel_filters(n_mels, signal.device).T.repeat(2, 1)).clamp(min=1e-10).log10()  # (frames, n_mels)
+    is_of = owner == torch.arange(windows + 1, device=signal.device)[:, None]  # (windows + 1, frames)
+    loudest = torch.where(is_of, mel.amax(1), -torch.inf).amax(1)  # (windows + 1,)
+    return (torch.maximum(mel, loudest.index_select(0, owner)[:, None] - 8.0) + 4.0) / 4.0
+
+
+def framed(samples: Tensor, frames: int) -> Tensor:
     """(n,) -> what `frames` frames are cut from, which are centred on multiples of the hop.
 
     It is mirrored at the window's start and, where the window is full, at its end.
@@ -88,6 +114,15 @@ def _power(signal: Tensor) -> Tensor:
 @lru_cache
 def _hann(device: torch.device) -> Tensor:
     return torch.hann_window(N_FFT, device=device)
+
+
+@lru_cache
+def _fourier(device: torch.device) -> Tensor:
+    """(400, 402): what makes of a frame the cosine parts of its spectrum under the Hann window, and the sine parts."""
+    turns = torch.outer(torch.arange(N_FFT), torch.arange(N_FFT // 2 + 1)) % N_FFT  # of 400th
+    angles = turns.double() * (2 * torch.pi / N_FFT)
+    hann = torch.hann_window(N_FFT, dtype=torch.float64)[:, None]
+    return (hann * torch.cat([angles.cos(), angles.sin()], 1)).float().to(device)
 
 
 @lru_cache

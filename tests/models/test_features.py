@@ -3,9 +3,21 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import WhisperFeatureExtractor
 
-from models.features import N_FRAMES, N_SAMPLES, log_mel, log_mels, n_frames, split_windows
+from models.features import (
+    HOP_LENGTH,
+    N_FRAMES,
+    N_SAMPLES,
+    counted_frames,
+    framed,
+    log_mel,
+    log_mels,
+    log_mels_of_strip,
+    n_frames,
+    split_windows,
+)
 
 LENGTHS = [1, 2, 159, 160, 161, 201, 399, 400, 16_007, 479_639, 479_640, 479_801, 479_840, 479_999, 480_000]
 
@@ -81,3 +93,34 @@ def test_windows_together_have_the_features_of_each(lengths: list[int]) -> None:
     windows = [torch.randn(n, generator=generator) * 10.0 ** -(i % 4) for i, n in enumerate(lengths)]
     for together, window in zip(log_mels(windows), windows, strict=True):
         torch.testing.assert_close(together, log_mel(window), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_mels", [80, 128])
+def test_windows_on_a_strip_have_the_features_of_each(n_mels: int) -> None:
+    """Loud ones beside quiet ones, a tone, a click behind the last real frame, and silence."""
+    tone = 0.9 * torch.sin(torch.arange(40_000) * 0.04)
+    click = 1e-3 * noise(16_001)
+    click[-1] = 1.0
+    windows = [
+        1e-3 * noise(480_000),
+        noise(1),
+        tone,
+        click,
+        torch.zeros(500),
+        10 * noise(479_999),
+        1e-6 * noise(20_000),
+    ]
+    signals, owners = [], []
+    for i, window in enumerate(windows):
+        counted = counted_frames(n_frames(len(window)))
+        hops = counted + 5 + i
+        signal = framed(window, counted)
+        signals.append(F.pad(signal, (0, hops * HOP_LENGTH - len(signal))))
+        owners.append(torch.tensor([i] * counted + [len(windows)] * (hops - counted), dtype=torch.int32))
+    signal, owner = F.pad(torch.cat(signals), (0, 240)), torch.cat(owners)
+    features = log_mels_of_strip(signal, owner, len(windows), n_mels)
+    assert features.shape == (len(owner), n_mels)
+    for i, window in enumerate(windows):
+        expected = log_mel(window, n_mels)
+        found = features[owner == i][: expected.shape[1]].T
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
