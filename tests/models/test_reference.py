@@ -14,7 +14,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.embedder import Embedder
 from models.features import N_SAMPLES
+from models.packed import Packed
 from models.prompt import Message, Prompt, PromptBuilder, Speech
+from tests.models.test_packed import rows_on, strip_for
 
 REFERENCE = Path(__file__).parents[2].parent / "shared" / "reference" / "official-blsp"
 if not REFERENCE.exists():
@@ -109,6 +111,18 @@ def test_features_states_and_rows(embedder: Embedder, rows: dict[str, Tensor], a
     close(states[expected["encoder_output_rows"]], expected["encoder_output"])
     close(rows[audio["id"]], expected["speech_embeds"])
     assert embedder.speech_length(audio["n_samples_used"]) == audio["speech_length"]
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"))],
+)
+def test_rows_of_the_packed_networks(checkpoint: Checkpoint, device: str) -> None:
+    embedder = checkpoint.load_embedder(device=device)
+    packed = Packed(embedder.encoder, embedder.adapter, embedder.padding)
+    windows = [samples(audio) for audio in AUDIOS]
+    for audio, rows in zip(AUDIOS, rows_on(packed, strip_for(packed, list(map(len, windows))), windows), strict=True):
+        close(rows.cpu(), stored(audio)["speech_embeds"])
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
