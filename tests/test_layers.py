@@ -49,7 +49,11 @@ PARTS = {
     "models/prompt": {"models/config", "models/markup"},
     "models/spelling": {"models/encoder"},
     "models/adapter": {"models/config", "models/encoder", "models/spelling"},
-    "models/embedder": {"models/config", "models/features", "models/encoder", "models/adapter"},
+    "models/packed": {"models/config", "models/features", "models/encoder", "models/adapter"},
+    "models/graphs": {"models/features", "models/packed"},
+    "models/embedder": {
+        *("models/config", "models/features", "models/encoder", "models/adapter", "models/packed", "models/graphs"),
+    },
     "models/weights": {"models/config"},
     "models/tokenizer": {"models/config"},
     "models/lora": {"models/config", "models/weights"},
