@@ -104,7 +104,8 @@ class Speller(nn.Module):
         if torch.is_grad_enabled():
             keys: Tensor = self.spelling(self.spellings)
             return keys
-        if self._keys is None or self._keys.dtype != self.blank.weight.dtype:
+        weight = self.blank.weight
+        if self._keys is None or (self._keys.dtype, self._keys.device) != (weight.dtype, weight.device):
             self._keys = torch.cat([self.spelling(part) for part in torch.split(self.spellings, PART)])
         return self._keys
 

@@ -169,3 +169,10 @@ def test_adapter_that_spells_makes_a_row_a_token() -> None:
         found = adapter(states, lengths)
     for item, other in zip(found, expected, strict=True):
         torch.testing.assert_close(item, other, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_is_kept_of_the_tokens_moves_with_the_weights(speller: Speller) -> None:
+    speller.scores(torch.randn(3, 12))
+    speller.to("meta")
+    assert speller.scores(torch.randn(3, 12, device="meta")).shape == (3, 7)
