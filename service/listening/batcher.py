@@ -29,13 +29,14 @@ BEHIND_SECONDS = 5  # of audio that wait for each reply that is being generated,
 
 log = logging.getLogger(__name__)
 
-# Features, sample counts, and whether the batch has the machine to itself: no other runs, nothing waits, no reply is being generated.
+# What was prepared of windows, sample counts, and whether the batch has the machine to itself: no other runs, nothing waits, no reply is
+# being generated.
 Encode = Callable[[Sequence[Tensor], Sequence[int], bool], list[Tensor]]
 
 
 @dataclass(eq=False)
 class _Item:
-    features: Tensor  # (n_mels, frames)
+    prepared: Tensor  # (…, frames)
     n_samples: int
     rows: asyncio.Future[Tensor]
     n_batches: int  # that had begun when it came
@@ -45,7 +46,7 @@ class _Item:
 
     @property
     def frames(self) -> int:
-        return self.features.shape[1]
+        return self.prepared.shape[1]
 
 
 class EncodingFailed(ApiError):
@@ -57,9 +58,10 @@ class EncodingFailed(ApiError):
 class Batcher:
     """Feeds windows of concurrent requests to an encoder, in batches of windows of similar length.
 
-    `encode` takes features (n_mels, frames_i), sample counts and whether nothing else is to be done, and returns rows (n_i, llm_dim); it
-    runs in threads of its own: one for each batch that is encoded at the same time, and one for batches that are alone. Those may use
-    all cores, and OpenMP wakes helpers quickly only while its threads, idle ones of other pools included, are no more than the cores.
+    `encode` takes what was prepared of each window (…, frames_i), sample counts and whether nothing else is to be done, and returns rows
+    (n_i, llm_dim); it runs in threads of its own: one for each batch that is encoded at the same time, and one for batches that are
+    alone. Those may use all cores, and OpenMP wakes helpers quickly only while its threads, idle ones of other pools included, are no
+    more than the cores.
     """
 
     def __init__(
@@ -96,15 +98,15 @@ class Batcher:
         """Audio that waits."""
         return sum(item.n_samples for item in self._waiting) / SAMPLE_RATE
 
-    async def embed(self, features: Tensor, n_samples: int) -> Tensor:
-        """Speech embeddings (n, llm_dim) of one window.
+    async def embed(self, prepared: Tensor, n_samples: int) -> Tensor:
+        """Speech embeddings (n, llm_dim) of one window, of which (…, frames) is prepared.
 
         Cancelling it takes the window out of the queue. Raises EncodingFailed where the encoder fails on this window, Unavailable where
         the batcher was closed.
         """
         if all(loop.done() for loop in self._loops):
             raise Unavailable("The encoder has stopped.")
-        item = _Item(features, n_samples, asyncio.get_running_loop().create_future(), self._n_batches)
+        item = _Item(prepared, n_samples, asyncio.get_running_loop().create_future(), self._n_batches)
         self._waiting.append(item)
         self._arrived.set()
         try:
@@ -175,7 +177,7 @@ class Batcher:
             rows = await asyncio.get_running_loop().run_in_executor(
                 self._thread_alone if alone else self._threads,
                 self._encode,
-                [i.features for i in batch],
+                [i.prepared for i in batch],
                 [i.n_samples for i in batch],
                 alone,
             )

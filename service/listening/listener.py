@@ -102,13 +102,13 @@ class Budget:
 
 @dataclass(frozen=True)
 class _Window:
-    """A window of `n_samples` samples: its rows where it was heard before, else the features to encode."""
+    """A window of `n_samples` samples: its rows where it was heard before, else what is prepared to encode."""
 
     n_samples: int
     is_last: bool
     key: bytes
     rows: Tensor | None
-    features: Tensor | None
+    prepared: Tensor | None
 
 
 class Listener:
@@ -258,17 +258,17 @@ class Listener:
                 f"The audio waited longer than {self._encode_seconds:g} s for the encoder."
             ) from error
 
-    def _encode(self, features: Sequence[Tensor], n_samples: Sequence[int], alone: bool) -> list[Tensor]:
+    def _encode(self, prepared: Sequence[Tensor], n_samples: Sequence[int], alone: bool) -> list[Tensor]:
         """Rows of a batch; runs in a thread, for which torch's number of threads is set."""
         beside_others, by_itself = self._encoder_threads
         torch.set_num_threads(by_itself if alone else beside_others)
-        return self._embedder.embed_features(features, n_samples)
+        return self._embedder.embed_prepared(prepared, n_samples)
 
     async def _embed(self, window: _Window) -> Tensor:
-        if window.features is None:
+        if window.prepared is None:
             assert window.rows is not None
             return window.rows
-        rows = (await self._batcher.embed(window.features, window.n_samples)).cpu()
+        rows = (await self._batcher.embed(window.prepared, window.n_samples)).cpu()
         self._cache.put(window.key, rows)
         return rows
 
@@ -322,8 +322,8 @@ class Listener:
         if (rows := self._cache.get(key)) is not None:
             return _Window(len(samples), is_last, key, rows, None)
         with stage("features"):
-            features = self._embedder.features(torch.from_numpy(samples))
-        return _Window(len(samples), is_last, key, None, features)
+            prepared = self._embedder.prepare(torch.from_numpy(samples))
+        return _Window(len(samples), is_last, key, None, prepared)
 
     async def close(self) -> None:
         """Stops the batcher, the decoders and the threads."""

@@ -31,11 +31,11 @@ class Ears:
         self.threads: dict[int, int] = {}  # torch's, by samples
         self.decoding: set[int] = set()  # torch's threads where recordings are decoded
 
-    def features(self, window: Tensor) -> Tensor:
+    def prepare(self, window: Tensor) -> Tensor:
         self.decoding.add(torch.get_num_threads())
         return window[None]
 
-    def embed_features(self, features: Sequence[Tensor], n_samples: Sequence[int]) -> list[Tensor]:
+    def embed_prepared(self, prepared: Sequence[Tensor], n_samples: Sequence[int]) -> list[Tensor]:
         self.threads |= dict.fromkeys(n_samples, torch.get_num_threads())
         if self.held in n_samples:
             assert self.gate.wait(20)
@@ -360,7 +360,7 @@ async def test_a_recording_with_nothing_beside_it_is_encoded_with_more_threads_a
 
 
 class Deaf(Ears):
-    def embed_features(self, features: Sequence[Tensor], n_samples: Sequence[int]) -> list[Tensor]:
+    def embed_prepared(self, prepared: Sequence[Tensor], n_samples: Sequence[int]) -> list[Tensor]:
         raise MemoryError
 
 
