@@ -19,12 +19,14 @@ from typing import Any
 import torch
 import vllm
 from pydantic import ValidationError
+from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError as VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.inputs.engine import EngineInput, embeds_input
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -164,15 +166,22 @@ class BlspLLM(AsyncLLM):
             pass
 
 
-class Engine:
-    """One LLM in vLLM."""
+@dataclass(frozen=True)
+class Plan:
+    """What vLLM has made of its options, before it takes any memory."""
 
-    def __init__(self, llm: BlspLLM) -> None:
-        self.llm = llm
+    config: VllmConfig
+    logs_stats: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the LLM will compute in, and the dtype that rows must have."""
+        dtype: torch.dtype = self.config.model_config.dtype
+        return dtype
 
     @classmethod
-    def start(cls, model: Path, name: str, dtype: str, options: list[str], *, drop_first_space: bool) -> "Engine":
-        """Starts vLLM on the LLM in the folder `model`, called `name` in its metrics; takes half a minute.
+    def make(cls, model: Path, name: str, dtype: str, options: list[str]) -> "Plan":
+        """For the LLM in the folder `model`, called `name` in the engine's metrics.
 
         `options` are vLLM's engine flags. Raises OptionError for one that vLLM does not take, and what vLLM raises.
         """
@@ -185,6 +194,8 @@ class Engine:
             # encoder.
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))  # of the engine
+        else:
+            os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # a fork has no use of the encoder's CUDA
         parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser(prog="blsp serve MODEL"))
         parser.set_defaults(
             model=str(model),
@@ -201,13 +212,29 @@ class Engine:
             args = AsyncEngineArgs.from_cli_args(parser.parse_args(options))
         except SystemExit as error:  # argparse has printed what is wrong
             raise OptionError(f"vLLM does not take the options {' '.join(options)}") from error
-        args.enable_log_requests = False
+        try:
+            return cls(args.create_engine_config(UsageContext.ENGINE_CONTEXT), not args.disable_log_stats)
+        except ValidationError as error:  # of vLLM's configuration
+            raise OptionError("; ".join(item["msg"] for item in error.errors())) from error
+
+
+class Engine:
+    """One LLM in vLLM."""
+
+    def __init__(self, llm: BlspLLM) -> None:
+        self.llm = llm
+
+    @classmethod
+    def start(cls, plan: Plan, *, drop_first_space: bool, most_memory: float = 1.0) -> "Engine":
+        """Starts vLLM; takes half a minute.
+
+        It takes at most the share `most_memory` of a GPU's memory, and less where the options say so. Raises what vLLM raises.
+        """
+        cache = plan.config.cache_config
+        cache.gpu_memory_utilization = min(cache.gpu_memory_utilization, most_memory)
         # Kernels for numbers of tokens that the engine has met: a thousand, oneDNN's default, would grow to half a gigabyte.
         with _environment(ONEDNN_PRIMITIVE_CACHE_CAPACITY="128"):
-            try:
-                llm = BlspLLM.from_engine_args(args)
-            except ValidationError as error:  # of vLLM's configuration
-                raise OptionError("; ".join(item["msg"] for item in error.errors())) from error
+            llm = BlspLLM.from_vllm_config(plan.config, disable_log_stats=not plan.logs_stats)
         assert isinstance(llm, BlspLLM)
         llm.drop_first_space = drop_first_space
         return cls(llm)

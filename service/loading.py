@@ -20,13 +20,15 @@ from service.answers.transcription import Task, TranscriptionService
 from service.audio.decoders import Decoders
 from service.audio.fetch import Fetcher
 from service.audio.recordings import as_wav
-from service.engine import Engine
+from service.engine import Engine, Plan
 from service.gate.admission import Queued
 from service.listening.listener import Listener
 from service.listening.voice import Detector
 from service.realtime.session import Talks
 from service.settings import ModelSettings
 
+BATCH_SECONDS = 10  # of audio in a batch of the encoder on a CPU
+GPU_MARGIN = 1 << 30  # bytes of a GPU's memory that the engine's own process takes before it looks for what is free
 THREADS_ALONE = 8  # of the encoder on a CPU where nothing else is to be done: more are no use to one window
 
 Progress = Callable[[str], None]
@@ -73,16 +75,20 @@ async def load(settings: ModelSettings, names: Sequence[str], progress: Progress
         await asyncio.to_thread(
             self_check, checkpoint, settings.self_check, settings.self_check_agreement, device, progress
         )
+    plan = await asyncio.to_thread(Plan.make, checkpoint.llm, names[0], settings.dtype, settings.vllm)
     progress(f"Loading encoder and adapter on {device}")
-    embedder = await asyncio.to_thread(checkpoint.load_embedder, torch.float32, device)
+    embedder = await asyncio.to_thread(checkpoint.load_embedder, plan.dtype, device)
+    batch_seconds = settings.max_batch_seconds or BATCH_SECONDS
+    most_memory = 1.0
+    if device.type == "cuda":
+        # Before the engine starts, which looks for free memory then, and takes it.
+        progress("Recording the encoder's work on the GPU")
+        batch_seconds, most_memory = await asyncio.to_thread(_accelerate, embedder, settings)
     progress("Starting the vLLM engine")
     blsp_format = checkpoint.config.prompt_format == "blsp"
-    engine = await asyncio.to_thread(
-        Engine.start, checkpoint.llm, names[0], settings.dtype, settings.vllm, drop_first_space=blsp_format
-    )
+    engine = await asyncio.to_thread(Engine.start, plan, drop_first_space=blsp_format, most_memory=most_memory)
     try:
-        embedder.to(engine.dtype)
-        listener = _listener(settings, embedder, engine)
+        listener = _listener(settings, embedder, engine, batch_seconds)
         prompts = await asyncio.to_thread(Prompts, checkpoint.prompt_builder(engine.dtype), engine.max_model_len)
         fetcher = Fetcher(
             settings.audio_url_hosts, max_bytes=settings.audio_url_max_bytes, seconds=settings.audio_url_seconds
@@ -122,8 +128,17 @@ def _encoder_threads(settings: ModelSettings) -> tuple[int, int]:
     return threads, settings.encoder_threads or max(threads, min(cores, THREADS_ALONE))
 
 
-def _listener(settings: ModelSettings, embedder: Embedder, engine: Engine) -> Listener:
-    """The ears, with the settings' limits."""
+def _accelerate(embedder: Embedder, settings: ModelSettings) -> tuple[float, float]:
+    """Takes what the encoder needs of its GPU; how much audio a batch may have, and what share of the memory is left."""
+    seconds = embedder.accelerate(
+        settings.max_batch_windows, settings.max_batch_seconds or None, settings.max_batch_ms / 1000
+    )
+    free, total = torch.cuda.mem_get_info(embedder.device)
+    return settings.max_batch_seconds or seconds, (free - GPU_MARGIN) / total
+
+
+def _listener(settings: ModelSettings, embedder: Embedder, engine: Engine, batch_seconds: float) -> Listener:
+    """The ears, with the settings' limits; a batch has at most `batch_seconds` of audio."""
     on_gpu = embedder.device.type == "cuda"
     return Listener(
         embedder,
@@ -137,7 +152,7 @@ def _listener(settings: ModelSettings, embedder: Embedder, engine: Engine) -> Li
         encoder_threads=_encoder_threads(settings),
         answered=lambda: engine.llm.generations,
         context=engine.max_model_len,
-        max_batch_seconds=settings.max_batch_seconds or (480 if on_gpu else 10),
+        max_batch_seconds=batch_seconds,
         max_uploads=settings.max_uploads,
         encode_seconds=settings.encode_seconds,
         cache_bytes=settings.embedding_cache_mib << 20,

@@ -52,7 +52,12 @@ class ModelSettings(BaseSettings):
     )
     max_batch_windows: int = Field(16, ge=1, description="most 30 s windows that are encoded in one batch")
     max_batch_seconds: float = Field(
-        0, ge=0, description="most audio that is encoded in one batch; default: 480 s on a GPU, 10 s without"
+        0,
+        ge=0,
+        description="most audio that is encoded in one batch; default: what max_batch_ms allows on a GPU, 10 s without",
+    )
+    max_batch_ms: float = Field(
+        10, gt=0, description="how long a GPU may encode one batch, while tokens wait for it; measured at the start"
     )
     encoder_batches: int | None = Field(
         None, ge=1, description="most batches that are encoded at the same time; default: 1 on a GPU, 2 without"

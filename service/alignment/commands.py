@@ -64,13 +64,12 @@ class Continue(BaseSettings):
         from models.training.llm import open_llm
         from service.alignment.continuation import Limits, Shard, Writer, write_continuations
         from service.audio.recordings import read_samples
-        from service.engine import Engine, Sampling
+        from service.engine import Engine, Plan, Sampling
 
         llm, prompts = open_llm(self.model, self.cache, self.prompt_format)
         drop_first_space = prompts.prompt_format == "blsp"
-        engine = await asyncio.to_thread(
-            Engine.start, llm, llm.name, self.dtype, self.vllm, drop_first_space=drop_first_space
-        )
+        plan = await asyncio.to_thread(Plan.make, llm, llm.name, self.dtype, self.vllm)
+        engine = await asyncio.to_thread(Engine.start, plan, drop_first_space=drop_first_space)
         sampling = Sampling(self.max_tokens, temperature=self.temperature, top_p=self.top_p, seed=self.seed)
         limits = Limits(self.min_seconds, self.max_seconds, self.max_prompt_tokens)
         writer = Writer(engine.stream, sampling, prompts, read_samples, self.instruction, limits)

@@ -7,14 +7,17 @@ import sys
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from service.engine import BlspLLM, _delta, _environment
-from service.errors import DeadlineExceeded
+from models.checkpoint import open_checkpoint
+from service.engine import BlspLLM, Engine, Plan, _delta, _environment
+from service.errors import DeadlineExceeded, OptionError
 from service.gate.admission import Admission, Limits, Queued
 
 
@@ -118,3 +121,42 @@ def test_what_is_no_text_is_none_of_its_tokens(
     delta = _delta(output, {2})
     assert [token.text for token in delta.tokens] == texts
     assert delta.logprob == -3.0
+
+
+@pytest.fixture
+def llm_folder(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small LLM; what a plan puts into the environment is taken back."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    return open_checkpoint(str(official), tmp_path).llm
+
+
+def test_a_plan_knows_the_dtype_before_the_engine_starts(llm_folder: Path) -> None:
+    assert Plan.make(llm_folder, "tiny", "bfloat16", []).dtype == torch.bfloat16
+    plan = Plan.make(llm_folder, "tiny", "float32", ["--max-model-len", "64", "--disable-log-stats"])
+    assert plan.dtype == torch.float32
+    assert plan.config.model_config.max_model_len == 64
+    assert plan.config.model_config.served_model_name == "tiny"
+    assert not plan.logs_stats
+
+
+@pytest.mark.parametrize("options", [["--nonsense"], ["--max-num-seqs", "0"]])
+def test_a_plan_takes_no_options_that_vllm_does_not_take(llm_folder: Path, options: list[str]) -> None:
+    with pytest.raises(OptionError):
+        Plan.make(llm_folder, "tiny", "float32", options)
+
+
+@pytest.mark.parametrize(("left", "taken"), [(1.0, 0.9), (0.85, 0.85)])
+def test_the_engine_takes_no_more_of_a_gpu_than_is_left(
+    monkeypatch: pytest.MonkeyPatch, left: float, taken: float
+) -> None:
+    started = []
+
+    def start(config: Any, disable_log_stats: bool) -> BlspLLM:
+        started.append((config.cache_config.gpu_memory_utilization, disable_log_stats))
+        return BlspLLM.__new__(BlspLLM)
+
+    monkeypatch.setattr(BlspLLM, "from_vllm_config", start)
+    plan = Plan(SimpleNamespace(cache_config=SimpleNamespace(gpu_memory_utilization=0.9)), logs_stats=True)
+    engine = Engine.start(plan, drop_first_space=True, most_memory=left)
+    assert started == [(taken, False)]
+    assert engine.llm.drop_first_space

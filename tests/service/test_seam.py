@@ -24,6 +24,8 @@ def test_the_version_is_the_pinned_one() -> None:
     ("function", "parameters"),
     [
         (embeds_input, {"prompt_embeds", "prompt_token_ids", "is_token_ids"}),
+        (AsyncEngineArgs.create_engine_config, {"usage_context"}),
+        (AsyncLLM.from_vllm_config, {"vllm_config", "disable_log_stats"}),
         (AsyncLLM.generate, {"prompt", "sampling_params", "request_id"}),
         (OnlineRenderer.preprocess_chat, {"request", "messages", "tool_dicts", "parser"}),
         (
