@@ -15,7 +15,7 @@ from benchmarks.small import OURS
 from models.checkpoint import open_checkpoint
 from models.features import SAMPLE_RATE
 from models.prompt import Message, Prompt, Speech
-from service.engine import Engine, Sampling
+from service.engine import Engine, Plan, Sampling
 from service.load.client import Question, Sample, summarize
 
 
@@ -38,11 +38,12 @@ async def closed(engine: Engine, prompts: list[Prompt], clients: int, requests: 
     return samples
 
 
-async def main(dtype: str) -> None:
-    """Starts the engine; answers {"clients", "requests", "seconds", "different"} with a summary."""
-    checkpoint = await asyncio.to_thread(open_checkpoint, str(OURS), Path("build/cache"))
-    engine = Engine.start(checkpoint.llm, "limit", dtype, [], drop_first_space=False)
-    embedder = checkpoint.load_embedder(engine.dtype, torch.device("cpu"))
+async def main(dtype: str, model: str = str(OURS), *options: str) -> None:
+    """Starts the engine, with vLLM's options; answers {"clients", "requests", "seconds", "different"} with a summary."""
+    checkpoint = await asyncio.to_thread(open_checkpoint, model, Path("build/cache"))
+    engine = Engine.start(Plan.make(checkpoint.llm, "limit", dtype, list(options)), drop_first_space=False)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    embedder = checkpoint.load_embedder(engine.dtype, device)
     builder = checkpoint.prompt_builder(engine.dtype)
     try:
         questions = answer_lines()
@@ -57,9 +58,9 @@ def _prompts(embedder: Any, builder: Any, asked: dict[str, Any]) -> list[Prompt]
     """The prompts that the service would build for `different` recordings of `seconds`."""
     size = round(asked["seconds"] * SAMPLE_RATE)
     noise = np.random.default_rng(0).normal(0, 0.1, (asked["different"], size)).astype(np.float32)
-    rows = [embedder.embed([torch.from_numpy(samples)])[0] for samples in noise]
+    rows = [embedder.embed([torch.from_numpy(samples)])[0].cpu() for samples in noise]
     return [builder.build([Message("user", [Question().instruction, Speech(row)])]) for row in rows]
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(*sys.argv[1:]))

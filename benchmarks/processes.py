@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +21,8 @@ import psutil
 from benchmarks.small import BUILD, CONTEXT, OURS, PEER
 
 ROOT = Path(__file__).parents[1]
-BLSP = Path(sys.executable).with_name("blsp")
+_SCRIPTS = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+BLSP = shutil.which("blsp", path=_SCRIPTS) or "blsp"
 START_SECONDS = 240
 GENERATION = {"cpu family": "family", "model": "model"}  # of /proc/cpuinfo
 
@@ -70,10 +72,10 @@ class Worker(Process):
         assert self.popen.stdout is not None
         self.popen.stdin.write(json.dumps(question) + "\n")
         self.popen.stdin.flush()
-        answer = self.popen.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"the worker ended with {self.popen.wait()}; see {BUILD}/*.log")
-        return json.loads(answer)
+        for answer in self.popen.stdout:
+            if answer.startswith("{"):  # else a library has printed it
+                return json.loads(answer)
+        raise RuntimeError(f"the worker ended with {self.popen.wait()}; see {BUILD}/*.log")
 
 
 def answer_lines() -> Iterator[dict[str, Any]]:
@@ -92,12 +94,12 @@ def ours(dtype: str, *options: str, checkpoint: Path = OURS) -> Iterator[Server]
 
 
 @contextmanager
-def peer(dtype: str) -> Iterator[Server]:
-    """vLLM's own server with the Ultravox model of the same shapes."""
+def peer(dtype: str, *options: str, checkpoint: Path = PEER) -> Iterator[Server]:
+    """vLLM's own server with an Ultravox model, by default that of the small one's shapes; without options, as it is on a CPU."""
     port = free_port()
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(PEER)]
-    command += ["--load-format", "dummy", "--trust-remote-code", "--dtype", dtype, "--enforce-eager"]
-    command += ["--max-model-len", str(CONTEXT), "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
+    command += ["--load-format", "dummy", "--trust-remote-code", "--dtype", dtype, "--max-model-len", str(CONTEXT)]
+    command += ["--host", "127.0.0.1", "--port", str(port), *(options or ["--enforce-eager"])]
     command += [
         "--media-io-kwargs",
         '{"audio": {"audio_backend": "pyav"}}',
@@ -107,9 +109,10 @@ def peer(dtype: str) -> Iterator[Server]:
 
 
 @contextmanager
-def worker(module: str, *arguments: str) -> Iterator[Worker]:
-    """A module of this package that answers lines."""
-    with _run([sys.executable, "-m", module, *arguments], "-".join([module, *arguments]), piped=True) as popen:
+def worker(module: str, *arguments: str, name: str = "") -> Iterator[Worker]:
+    """A module of this package that answers lines; its log has a `name`, by default of module and arguments."""
+    name = name or "-".join([module, *arguments])
+    with _run([sys.executable, "-m", module, *arguments], name, piped=True) as popen:
         yield Worker(popen)
 
 
@@ -117,7 +120,8 @@ def worker(module: str, *arguments: str) -> Iterator[Worker]:
 def _run(command: list[str], name: str, *, piped: bool = False) -> Iterator["subprocess.Popen[str]"]:
     """Runs a command with its output in build/NAME.log; ends it and its children."""
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    environment |= {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment |= {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONPATH": path}
     BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD / f"{name}.log").open("w") as log:
         pipe = subprocess.PIPE if piped else None

@@ -33,6 +33,8 @@ SPEAKERS = 3  # of each length at the same time, whose recordings end well apart
 class Bench:
     """The processes of one dtype, started when a piece first needs them."""
 
+    settle_seconds: float = SETTLE_SECONDS
+
     def __init__(self, dtype: str, scale: float, stack: ExitStack) -> None:
         self.dtype = dtype
         self._scale = scale
@@ -96,7 +98,7 @@ class Bench:
         ramp: float = 0.0,
     ) -> Any:
         """One closed loop; its summary, with the server's CPU seconds for each request by process."""
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(self.settle_seconds)
         before, own = server.cpu_seconds(), time.process_time()
         recordings = clips(self.requests(number), seconds, unique=unique, seed=next(self.seeds) if unique else 0)
         question = Question("chat" if api == "chat" else "speech")

@@ -37,8 +37,12 @@ def init_checkpoint(
     padding: PaddingPolicy,
     prompt_format: PromptFormat,
     seed: int,
+    whole_llm: bool = True,
 ) -> None:
-    """Writes a checkpoint in our layout whose weights are drawn with `seed`: normal, with a deviation of 1 / sqrt(inputs)."""
+    """Writes a checkpoint in our layout whose weights are drawn with `seed`: normal, with a deviation of 1 / sqrt(inputs).
+
+    Without the `whole_llm` only its embeddings are there, in bfloat16, for vLLM's `--load-format dummy`.
+    """
     torch.manual_seed(seed)
     whisper = WhisperConfig(
         d_model=encoder_dim,
@@ -59,13 +63,20 @@ def init_checkpoint(
         pad_token_id=0,
     )
     sizes = AdapterSizes(conv_kernel_sizes=tuple(conv_kernel_sizes), inner_dim=adapter_inner_dim)
-    encoder, llm = _randomize(WhisperEncoder(whisper)), _randomize(LlamaForCausalLM(llama))
+    encoder = _randomize(WhisperEncoder(whisper))
+    llm = _randomize(LlamaForCausalLM(llama)) if whole_llm else None
     adapter = _randomize(ModalityAdapter(encoder_dim, llm_dim, sizes))
 
     (target / "encoder").mkdir(parents=True)
     whisper.save_pretrained(target / "encoder")
     save_file(encoder.state_dict(), target / "encoder" / "model.safetensors")
-    llm.save_pretrained(target / "llm")
+    if llm is not None:
+        llm.save_pretrained(target / "llm")
+    else:
+        llama.update({"architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"})
+        llama.save_pretrained(target / "llm")
+        embeddings = torch.randn(vocabulary, llm_dim, dtype=torch.bfloat16) * llm_dim**-0.5
+        save_file({"model.embed_tokens.weight": embeddings}, target / "llm" / "model.safetensors")
     GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0).save_pretrained(target / "llm")
     byte_tokenizer(vocabulary).save_pretrained(target / "llm")
     save_file(adapter.state_dict(), target / "adapter.safetensors")

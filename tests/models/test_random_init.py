@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.prompt import Message, Speech
 from models.random_init import byte_tokenizer, init_checkpoint
+from models.weights import read_tensors
 
 
 def init(target: Path, **changes: Any) -> Checkpoint:
@@ -45,6 +46,17 @@ def test_loads_and_runs(initialized: Checkpoint) -> None:
     assert (config.vocab_size, config.max_position_embeddings, config.num_hidden_layers) == (300, 128, 1)
     assert initialized.config.adapter.conv_kernel_sizes == (3, 5)
     assert (initialized.config.padding, initialized.config.prompt_format) == ("exact", "chat-template")
+
+
+def test_an_llm_for_dummy_weights_has_its_embeddings_alone(initialized: Checkpoint, tmp_path: Path) -> None:
+    without = init(tmp_path / "without", whole_llm=False)
+    assert {name: tensor.shape for name, tensor in read_tensors(without.llm)} == {
+        "model.embed_tokens.weight": (300, 64)
+    }
+    assert without.llm_dim() == 64
+    assert without.load_embedder().embed([0.1 * torch.randn(16_000)])[0].shape == (13, 64)
+    config = AutoConfig.from_pretrained(without.llm)
+    assert (config.architectures, config.dtype) == (["LlamaForCausalLM"], torch.bfloat16)
 
 
 def test_the_seed_decides(initialized: Checkpoint, tmp_path: Path) -> None:

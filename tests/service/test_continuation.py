@@ -213,7 +213,14 @@ def test_a_dead_engine_ends_the_run(manifest: Path, tmp_path: Path) -> None:
 
 def test_the_llm_of_a_checkpoint_or_an_llm(official: Path, tmp_path: Path) -> None:
     random = tmp_path / "random"
-    sizes = {"encoder_dim": 16, "encoder_layers": 1, "encoder_heads": 1, "n_mels": 80, "llm_dim": 32, "llm_layers": 1}
+    sizes: dict[str, Any] = {
+        "encoder_dim": 16,
+        "encoder_layers": 1,
+        "encoder_heads": 1,
+        "n_mels": 80,
+        "llm_dim": 32,
+        "llm_layers": 1,
+    }
     sizes |= {"llm_heads": 1, "llm_ffn_dim": 32, "vocabulary": 260, "context": 64, "adapter_inner_dim": 8, "seed": 0}
     init_checkpoint(target=random, conv_kernel_sizes=(3,), padding="exact", prompt_format="blsp", **sizes)
     for name, format in ((official, "blsp"), (random, "blsp"), (random / "llm", "chat-template")):
