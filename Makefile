@@ -9,7 +9,7 @@ PIP_FLAGS ?=
 LOCK ?= requirements.lock
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 
-.PHONY: help setup setup-plain-torch serve model test check mutation fuzz schemathesis diagram alerts bench soak soak-talk attack overload overload-world lock check-images screenshots clean
+.PHONY: help setup setup-plain-torch serve model test check mutation fuzz schemathesis diagram alerts bench bench-gpu gpu-kit soak soak-talk attack overload overload-world lock check-images screenshots clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -98,6 +98,14 @@ screenshots: .venv/bin/blsp ## Take pictures of the page in build/screenshots, a
 
 bench: .venv/bin/blsp ## Measure speed beside vLLM's own speech serving, the engine alone and a plain loop (33 minutes); writes benchmarks/RESULTS.md.
 	.venv/bin/python -m benchmarks.serving
+
+# Where a GPU is, with a Python that has the dependencies for one: `make bench-gpu BENCH_PYTHON=python3`.
+BENCH_PYTHON ?= .venv/bin/python
+bench-gpu: ## Measure encoder and service on a GPU (12 minutes); keeps logs and figures in build/gpu or $$OUT, writes benchmarks/RESULTS.md.
+	$(BENCH_PYTHON) -m benchmarks.gpu $(OPTIONS)
+
+gpu-kit: ## Download what a machine with a GPU and Python 3.12, but without a network, lacks, in parts of 60 MiB (benchmarks/gpu/kit.sh says more).
+	benchmarks/gpu/kit.sh
 
 soak: .venv/bin/blsp ## Send 5,000 requests to one server and see that memory and cost per request stay as they are.
 	.venv/bin/python -m benchmarks.soak

@@ -4,10 +4,12 @@ import json
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+
+from benchmarks.gpu import table as gpu
+from benchmarks.table import Results, figure, short, verdict
 
 HERE = Path(__file__).parent
 FIGURES = HERE / "results.json"
@@ -17,6 +19,7 @@ SOAK = HERE / "soak.json"
 OVERLOAD = HERE / "overload.json"
 WORLD = HERE / "overload-world.json"
 ATTACK = HERE / "attack.json"
+GPU = HERE / "gpu.json"
 
 DTYPES = ("float32", "bfloat16")
 CLIENTS = {"peer-1x5": 1, "peer-8x5": 8, "peer-32x5": 32}
@@ -28,8 +31,6 @@ LOADS = {
     "in-step-32x5": "32 clients in step, 5 s",
     "in-step-8x25": "8 clients in step, 25 s",
 }
-
-Results = dict[str, Any]
 
 
 def read() -> Results:
@@ -54,24 +55,13 @@ def write(results: Results) -> None:
                 *_overload(OVERLOAD, "overload", ""),
                 *_overload(WORLD, "overload-world", ", of recordings of many formats, whole, cut short and damaged"),
                 *_attack(),
+                *(gpu.table(json.loads(GPU.read_text())) if GPU.exists() else []),
                 *_made(results),
             ]
         )
         + "\n"
     )
     _plot(results)
-
-
-def figure(results: Results, dtype: str, piece: str, side: str, *path: str) -> float | None:
-    """The mean over the rounds of one figure; None where it was not measured."""
-    rounds = results.get(f"{dtype} {piece}", {}).get("sides", {}).get(side, [])
-    values = []
-    for value in rounds:
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
-        if value is not None:
-            values.append(value)
-    return statistics.mean(values) if values else None
 
 
 def _head(results: Results) -> list[str]:
@@ -113,7 +103,7 @@ def _peer(results: Results) -> Iterator[str]:
             ]
             columns += [[_cpu(results, dtype, piece, side) for side in sides]]
             columns += [[figure(results, dtype, piece, side, "errors") for side in sides]]
-            yield f"| {load} | " + " | ".join(" / ".join(map(_short, column)) for column in columns) + " |"
+            yield f"| {load} | " + " | ".join(" / ".join(map(short, column)) for column in columns) + " |"
         yield ""
 
 
@@ -148,7 +138,7 @@ def _talk(results: Results) -> Iterator[str]:
             for seconds in ("3", "10", "30"):
                 row = [figure(results, dtype, f"talk-{number}", side, seconds) for side in TALKS]
                 if any(value is not None for value in row):
-                    yield f"| {dtype} | {number} | {seconds} s | {' | '.join(map(_short, row))} |"
+                    yield f"| {dtype} | {number} | {seconds} s | {' | '.join(map(short, row))} |"
     yield ""
 
 
@@ -215,29 +205,20 @@ def _targets(results: Results) -> Iterator[str]:
         for measure, side, other, path, sign, bound, pieces in TARGETS:
             for piece in pieces:
                 pair = figure(results, dtype, piece, side, *path), figure(results, dtype, piece, other, *path)
-                yield from _verdict(f"{measure}, {NAMES[piece]}; {side} / {other}", dtype, pair, sign, bound)
+                yield from verdict(f"{measure}, {NAMES[piece]}; {side} / {other}", dtype, pair, sign, bound)
         for name, this_talk, that_talk, bound in TALK_TARGETS:
             first, second = (
                 figure(results, dtype, f"talk-{number}", side, seconds)
                 for number, seconds, side in (this_talk, that_talk)
             )
-            yield from _verdict(f"end of a turn to first text, {name}", dtype, (first, second), "≤", bound)
+            yield from verdict(f"end of a turn to first text, {name}", dtype, (first, second), "≤", bound)
         for name, piece, side, (this, that), measure, bound in WITHIN:
             pair = (
                 figure(results, dtype, piece, side, this, measure, "p50"),
                 figure(results, dtype, piece, side, that, measure, "p50"),
             )
-            yield from _verdict(name, dtype, pair, "≤", bound)
+            yield from verdict(name, dtype, pair, "≤", bound)
     yield ""
-
-
-def _verdict(name: str, dtype: str, pair: tuple[float | None, float | None], sign: str, bound: float) -> Iterator[str]:
-    ours, other = pair
-    if ours is None or other is None:
-        return
-    ratio = ours / other
-    reached = ratio <= bound if sign == "≤" else ratio >= bound
-    yield f"| {name} | {dtype} | {_short(ours)} | {_short(other)} | {ratio:.2f} | {sign} {bound:g} | {'yes' if reached else '**no**'} |"
 
 
 def _encoder(results: Results) -> Iterator[str]:
@@ -300,7 +281,7 @@ def _overload(path: Path, target: str, what: str) -> Iterator[str]:
         values = (row["answered_per_second"], ttft["p50"], ttft["p95"], total["p95"], row["refused_p95"])
         yield (
             f"| {row['offered_per_second']:.1f} | {row['requests']} | {outcomes} | "
-            f"{' | '.join(map(_short, values))} | {row['resident_mib']} |"
+            f"{' | '.join(map(short, values))} | {row['resident_mib']} |"
         )
     yield ""
 
@@ -329,10 +310,6 @@ def _made(results: Results) -> Iterator[str]:
     yield ""
     for piece, entry in results.items():
         yield f"- {piece}: {entry['made']}, took {entry['took']:.0f} s"
-
-
-def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
 
 
 def _plot(results: Results) -> None:
