@@ -7,6 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 there=${1:-benchmarks/gpu/there.txt}
 without=${2:-'^(flashinfer|nvidia-|cuda-|nccl|tilelang|apache-tvm|z3|tokenspeed|quack|humming|torchcodec|pynvvideo|torch-c-|fastsafetensors|instanttensor|sentry|fastapi-|supervisor|mcp|anthropic)'}
+python=${PYTHON:-.venv/bin/python}
 kit=build/gpu-kit
 rm -rf "$kit"/wheels "$kit"/part.*
 mkdir -p "$kit"/wheels
@@ -15,9 +16,12 @@ grep --only-matching --extended-regexp '^[A-Za-z0-9._-]+==[^ \\]+' deploy/gpu.lo
   | awk -F == 'function name(x) { x = tolower(x); gsub(/[._]/, "-", x); return x } NR == FNR { have[name($1)]; next } !(name($1) in have)' "$there" - \
   | { grep --invert-match --extended-regexp "$without" || true; } | while read -r wanted; do
     # shellcheck disable=SC2086
-    "${PYTHON:-.venv/bin/python}" -m pip --disable-pip-version-check download --quiet --no-deps --only-binary :all: --python-version 3.12 \
+    "$python" -m pip --disable-pip-version-check download --quiet --no-deps --only-binary :all: --python-version 3.12 \
       --implementation cp $platforms --platform manylinux2014_x86_64 --dest "$kit"/wheels "$wanted" || echo "not to be had: $wanted"
   done
+"$python" -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation --target "$kit"/own . # for what it says of itself
+mv "$kit"/own/*.dist-info "$kit"/wheels
+rm -rf "$kit"/own build/lib build/bdist.*
 cp benchmarks/gpu/unpack.sh "$kit"
 tar --create --directory "$kit" wheels | split --bytes 60M --numeric-suffixes - "$kit"/part.
 ls -l "$kit"

@@ -99,6 +99,13 @@ def test_rows_are_kept_when_the_next_batch_comes() -> None:
     assert torch.equal(rows, before)
 
 
+def test_each_windows_rows_are_memory_of_their_own() -> None:
+    """A cache that keeps one of them does not keep the whole batch."""
+    ladder = ladder_of(random_embedder(AdapterSizes(inner_dim=16)), [512])
+    for rows in ladder.embed([ladder.packed.prepare(noise(n)) for n in (30_000, 20_000)], [30_000, 20_000]):
+        assert rows.untyped_storage().nbytes() == rows.nbytes
+
+
 def test_an_adapter_that_spells_spells_behind_the_graph() -> None:
     torch.manual_seed(0)
     embedder = random_embedder(AdapterSizes(inner_dim=16, context_layers=1, spelling_dim=32))

@@ -76,6 +76,18 @@ def test_of_adapters_of_all_kinds(sizes: AdapterSizes) -> None:
         torch.testing.assert_close(rows, wanted, atol=1e-5, rtol=1e-5)
 
 
+def test_the_frames_behind_a_window_set_its_loudness_and_do_not_hear_the_next() -> None:
+    plain = random_embedder(ADAPTERS[1])  # whose windows stand closest together
+    click = 1e-3 * noise(18 * 160)
+    click[-1] = 1.0
+    windows = [click, 1e-3 * noise(18 * 160), 10 * noise(18 * 160)]
+    packed = Packed(plain.encoder, plain.adapter, "exact")
+    for rows, wanted in zip(
+        rows_on(packed, strip_for(packed, [18 * 160] * 3), windows), plain.embed(windows), strict=True
+    ):
+        torch.testing.assert_close(rows, wanted, atol=1e-5, rtol=1e-5)
+
+
 def test_what_was_on_the_strip_before_is_not_heard(embedder: Embedder) -> None:
     packed = Packed(embedder.encoder, embedder.adapter, "exact")
     strip = Strip.empty(6400, 4, packed.device)
