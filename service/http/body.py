@@ -3,6 +3,7 @@
 The file goes, byte by byte as it comes, into a GrowingBuffer from which a decoder reads at the same time.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterable, Callable
 from email.message import Message
@@ -55,7 +56,7 @@ async def read_body(chunks: AsyncIterable[bytes], content_type: str, file: Growi
             error = first
     if error is not None:
         raise error
-    fields = form.finish() if form else {}
+    fields = await form.finish() if form else {}
     file.finish()
     return fields
 
@@ -70,7 +71,10 @@ class _Json:
     def feed(self, data: bytes) -> None:
         self._text += data
 
-    def finish(self) -> Fields:
+    async def finish(self) -> Fields:
+        return await asyncio.to_thread(self._read)  # megabytes of text, for which the event loop has no time
+
+    def _read(self) -> Fields:
         check_values(self._text)
         try:
             body = read_json(self._text.decode())
@@ -119,7 +123,7 @@ class _Form:
         except FormParserError as error:
             raise InvalidRequest(f"The form is damaged: {error}.") from error
 
-    def finish(self) -> Fields:
+    async def finish(self) -> Fields:
         if not self._ended:
             raise InvalidRequest("The form ends before its closing boundary.")
         if not self._has_file:
