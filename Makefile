@@ -96,7 +96,7 @@ screenshots: .venv/bin/blsp ## Take pictures of the page in build/screenshots, a
 	.venv/bin/python -m tests.page.screenshots build/screenshots
 	cp build/screenshots/answered-light.png docs/page.png
 
-bench: .venv/bin/blsp ## Measure speed beside vLLM's own speech serving, the engine alone and a plain loop (33 minutes); writes benchmarks/RESULTS.md.
+bench: .venv/bin/blsp ## Measure speed beside vLLM's own speech serving, the engine alone and a plain loop (70 minutes); writes benchmarks/RESULTS.md.
 	.venv/bin/python -m benchmarks.serving
 
 # Where a GPU is, with a Python that has the dependencies for one: `make bench-gpu BENCH_PYTHON=python3`.

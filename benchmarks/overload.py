@@ -49,10 +49,8 @@ class Kind:
         """ "answered", "refused" or "left", or what should not have been."""
         if sample.status == 429:
             return "refused"
-        if (
-            sample.status in (400, 413, 415) and self.owed != "reply"
-        ):  # by chance, noise looks like damaged audio or like none
-            return "answered"
+        if sample.status in (400, 413, 415) and self.owed != "reply":
+            return "answered"  # by chance, noise looks like damaged audio or like none
         if sample.error is None and self.owed != "refusal":
             return "answered"
         if self.leaves and sample.error == "The client went away.":
