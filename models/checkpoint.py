@@ -20,7 +20,7 @@ from models.features import SAMPLE_RATE
 from models.lora import merged
 from models.pretrained import PartError, find_part, how_to_get
 from models.prompt import PromptBuilder
-from models.weights import load_strict, read_tensors
+from models.weights import have_same_weights, load_strict, read_tensors
 
 # LLMs embed tokens with norms around 1; a layer norm of width 4096 that was never trained gives 64. Beyond this ratio the adapter was
 # made for another LLM, or is broken.
@@ -49,24 +49,48 @@ class Checkpoint:
         """Builds this checkpoint's prompts, with rows of the LLM's dtype."""
         return PromptBuilder(self.tokenizer(), self.config.prompt_format, self.llm_dim(), dtype)
 
-    def load_embedder(self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Embedder:
-        """Loads encoder and adapter, strictly.
+    def load_embedder(
+        self,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        encoder: WhisperEncoder | None = None,
+    ) -> Embedder:
+        """Loads encoder and adapter, strictly; an `encoder` that is loaded already, of the same weights, is not loaded again.
 
         Raises CheckpointError for missing or unexpected tensors, wrong shapes or dtypes, values that are not finite, and for an adapter
         whose output is far from the LLM's embeddings.
         """
-        encoder_config = WhisperConfig.from_pretrained(self.encoder)
+        if encoder is None:
+            encoder = self._load_encoder()
+        adapter = self._load_adapter(encoder.config.d_model).to(encoder.conv1.weight)
+        embedder = Embedder(encoder, adapter, self.config.padding).requires_grad_(False).eval()
+        self._check_norms(embedder)
+        return embedder.to(device=device, dtype=dtype)
+
+    def has_encoder_of(self, other: "Checkpoint") -> bool:
+        """Whether both have the same encoder, byte for byte."""
+        heads, others_heads = (WhisperConfig.from_pretrained(c.encoder).encoder_attention_heads for c in (self, other))
+        return bool(heads == others_heads) and have_same_weights(self.encoder, other.encoder)
+
+    def has_llm_of(self, other: "Checkpoint") -> bool:
+        """Whether both have the same LLM, byte for byte."""
+        return have_same_weights(self.llm, other.llm)
+
+    def _load_encoder(self) -> WhisperEncoder:
         with torch.device("meta"):
-            encoder = WhisperEncoder(encoder_config)
-            adapter = ModalityAdapter(encoder_config.d_model, self.llm_dim(), self.config.adapter)
-        embedder = Embedder(encoder, adapter, self.config.padding).to_empty(device="cpu")
+            encoder = WhisperEncoder(WhisperConfig.from_pretrained(self.encoder))
+        encoder.to_empty(device="cpu")
         load_strict(encoder, _encoder_tensors(self.encoder), str(self.encoder))
+        return encoder
+
+    def _load_adapter(self, encoder_dim: int) -> ModalityAdapter:
+        with torch.device("meta"):
+            adapter = ModalityAdapter(encoder_dim, self.llm_dim(), self.config.adapter)
+        adapter.to_empty(device="cpu")
         load_strict(adapter, _adapter_tensors(self.folder), str(self.folder / "adapter.safetensors"))
         if adapter.speller is not None:
             adapter.speller.know(self.tokenizer().get_vocab(), embedding_table(self.llm).float())
-        embedder.requires_grad_(False).eval()
-        self._check_norms(embedder)
-        return embedder.to(device=device, dtype=dtype)
+        return adapter
 
     def _check_norms(self, embedder: Embedder) -> None:
         noise = torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0)) * 0.1

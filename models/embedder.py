@@ -27,6 +27,11 @@ class Embedder(nn.Module):
         self.padding = padding
         self.ladder: Ladder | None = None
 
+    @property
+    def batched_by(self) -> object:
+        """What works on a batch: windows of embedders that have the same may be in one, see `embed_together`."""
+        return self.encoder if self.ladder is None else self.ladder
+
     def accelerate(self, windows: int, seconds: float | None, launch_seconds: float) -> float:
         """Takes the GPU's memory and records the work there; the weights are to stay where they are, in their dtype.
 
@@ -88,3 +93,23 @@ class Embedder(nn.Module):
         if self.ladder is None:
             return self.embed_features(prepared, n_samples)
         return self.ladder.embed(prepared, n_samples)
+
+
+@torch.inference_mode()
+def embed_together(embedders: Sequence[Embedder], prepared: Sequence[Tensor], n_samples: Sequence[int]) -> list[Tensor]:
+    """Rows (n_i, llm_dim) of windows, each prepared by its embedder's `prepare`; all embedders are `batched_by` the same.
+
+    Up to the encoder's last layer they are one batch, from there on one for each adapter. Where there is one embedder only, this is its
+    `embed_prepared`.
+    """
+    windows_of: dict[Embedder, list[int]] = {}
+    for i, embedder in enumerate(embedders):
+        windows_of.setdefault(embedder, []).append(i)
+    if len(windows_of) == 1:
+        return embedders[0].embed_prepared(prepared, n_samples)
+    states = embedders[0].encode(prepared)  # (windows, length, encoder_dim)
+    lengths = torch.tensor([encoder_length(n_frames(n)) for n in n_samples])
+    rows: dict[int, Tensor] = {}
+    for embedder, windows in windows_of.items():
+        rows |= zip(windows, embedder.adapter(states[windows], lengths[windows]), strict=True)
+    return [rows[i] for i in range(len(rows))]

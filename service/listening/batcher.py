@@ -1,8 +1,8 @@
 """The micro-batcher: windows of all requests, encoded together, off the event loop.
 
 While batches are on the device the next one gathers; nothing waits for a batch to fill. Clients take turns, and so do the requests of a
-client: who sends a hundred long recordings delays another's short clip by little more than the batch that is running. This file knows
-nothing about audio formats or prompts.
+client: who sends a hundred long recordings delays another's short clip by little more than the batch that is running. Windows of several
+adapters share a batch where these share an encoder. This file knows nothing about audio formats or prompts.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
+from models.embedder import Embedder
 from models.features import HOP_LENGTH, SAMPLE_RATE
 from service.errors import ApiError, Unavailable
 from service.gate.admission import current_client
@@ -29,13 +30,14 @@ BEHIND_SECONDS = 5  # of audio that wait for each reply that is being generated,
 
 log = logging.getLogger(__name__)
 
-# What was prepared of windows, sample counts, and whether the batch has the machine to itself: no other runs, nothing waits, no reply is
-# being generated.
-Encode = Callable[[Sequence[Tensor], Sequence[int], bool], list[Tensor]]
+# The windows' embedders, what they have prepared, sample counts, and whether the batch has the machine to itself: no other runs, nothing
+# waits, no reply is being generated.
+Encode = Callable[[Sequence[Embedder], Sequence[Tensor], Sequence[int], bool], list[Tensor]]
 
 
 @dataclass(eq=False)
 class _Item:
+    embedder: Embedder
     prepared: Tensor  # (…, frames)
     n_samples: int
     rows: asyncio.Future[Tensor]
@@ -58,10 +60,10 @@ class EncodingFailed(ApiError):
 class Batcher:
     """Feeds windows of concurrent requests to an encoder, in batches of windows of similar length.
 
-    `encode` takes what was prepared of each window (…, frames_i), sample counts and whether nothing else is to be done, and returns rows
-    (n_i, llm_dim); it runs in threads of its own: one for each batch that is encoded at the same time, and one for batches that are
-    alone. Those may use all cores, and OpenMP wakes helpers quickly only while its threads, idle ones of other pools included, are no
-    more than the cores.
+    `encode` takes each window's embedder, all of which are `batched_by` the same, what was prepared of it (…, frames_i), sample counts and
+    whether nothing else is to be done, and returns rows (n_i, llm_dim); it runs in threads of its own: one for each batch that is encoded
+    at the same time, and one for batches that are alone. Those may use all cores, and OpenMP wakes helpers quickly only while its threads,
+    idle ones of other pools included, are no more than the cores.
     """
 
     def __init__(
@@ -98,15 +100,15 @@ class Batcher:
         """Audio that waits."""
         return sum(item.n_samples for item in self._waiting) / SAMPLE_RATE
 
-    async def embed(self, prepared: Tensor, n_samples: int) -> Tensor:
-        """Speech embeddings (n, llm_dim) of one window, of which (…, frames) is prepared.
+    async def embed(self, embedder: Embedder, prepared: Tensor, n_samples: int) -> Tensor:
+        """Speech embeddings (n, llm_dim) of one window, of which the embedder has prepared (…, frames).
 
         Cancelling it takes the window out of the queue. Raises EncodingFailed where the encoder fails on this window, Unavailable where
         the batcher was closed.
         """
         if all(loop.done() for loop in self._loops):
             raise Unavailable("The encoder has stopped.")
-        item = _Item(prepared, n_samples, asyncio.get_running_loop().create_future(), self._n_batches)
+        item = _Item(embedder, prepared, n_samples, asyncio.get_running_loop().create_future(), self._n_batches)
         self._waiting.append(item)
         self._arrived.set()
         try:
@@ -177,6 +179,7 @@ class Batcher:
             rows = await asyncio.get_running_loop().run_in_executor(
                 self._thread_alone if alone else self._threads,
                 self._encode,
+                [i.embedder for i in batch],
                 [i.prepared for i in batch],
                 [i.n_samples for i in batch],
                 alone,
@@ -206,8 +209,9 @@ class Batcher:
 
 
 def _similar(first: _Item, waiting: Sequence[_Item]) -> list[_Item]:
-    """The other windows of half to twice the length: in turn from each client, those of most similar length first."""
+    """The other windows of half to twice the length that may be in its batch: in turn from each client, the most similar first."""
     others = [i for i in waiting if i is not first and first.frames <= 2 * i.frames and i.frames <= 2 * first.frames]
+    others = [i for i in others if i.embedder.batched_by is first.embedder.batched_by]
     others.sort(key=lambda item: abs(item.frames - first.frames))
     of_client = Counter([first.client])
     ranks: dict[int, int] = {}

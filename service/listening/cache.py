@@ -41,17 +41,17 @@ class EmbeddingCache:
     """The rows (n, llm_dim) that were used last, up to `max_bytes` in all; threads may share it."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._rows: LRUCache[bytes, Tensor] = LRUCache(max_bytes, getsizeof=lambda rows: rows.nbytes)
+        self._rows: LRUCache[Hashable, Tensor] = LRUCache(max_bytes, getsizeof=lambda rows: rows.nbytes)
         self._lock = Lock()
 
-    def get(self, key: bytes) -> Tensor | None:
+    def get(self, key: Hashable) -> Tensor | None:
         """The rows of a window, where they are there; counts the hit or miss."""
         with self._lock:
             rows = self._rows.get(key)
         metrics.CACHE.labels("miss" if rows is None else "hit").inc()
         return rows
 
-    def get_all(self, keys: Sequence[bytes]) -> list[Tensor] | None:
+    def get_all(self, keys: Sequence[Hashable]) -> list[Tensor] | None:
         """The rows of all these windows; None, and nothing counted, where those of one are not there."""
         with self._lock:
             if not all(key in self._rows for key in keys):
@@ -60,7 +60,7 @@ class EmbeddingCache:
         metrics.CACHE.labels("hit").inc(len(rows))
         return rows
 
-    def put(self, key: bytes, rows: Tensor) -> None:
+    def put(self, key: Hashable, rows: Tensor) -> None:
         """Keeps the rows of a window, unless they alone are too many; the ones used least recently make room."""
         with self._lock:
             _keep(self._rows, key, rows)
@@ -71,13 +71,13 @@ class RecordingCache:
     """The key of each window of a recording, and how many samples it has; of those used last, `max_windows` in all."""
 
     def __init__(self, max_windows: int) -> None:
-        self._recordings: LRUCache[Hashable, list[tuple[bytes, int]]] = LRUCache(max_windows, getsizeof=len)
+        self._recordings: LRUCache[Hashable, list[tuple[Hashable, int]]] = LRUCache(max_windows, getsizeof=len)
 
-    def get(self, key: Hashable) -> list[tuple[bytes, int]] | None:
+    def get(self, key: Hashable) -> list[tuple[Hashable, int]] | None:
         """The windows of a recording, where they are there."""
         return self._recordings.get(key)
 
-    def put(self, key: Hashable, windows: list[tuple[bytes, int]]) -> None:
+    def put(self, key: Hashable, windows: list[tuple[Hashable, int]]) -> None:
         """Keeps the windows of a recording; the recordings used least recently make room."""
         _keep(self._recordings, key, windows)
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Generator, Hashable, Iterator, 
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from contextvars import copy_context
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from io import SEEK_END
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.embedder import Embedder
+from models.embedder import Embedder, embed_together
 from models.features import N_SAMPLES, SAMPLE_RATE
 from service.audio.decode import TOLERANCE_SECONDS
 from service.audio.decoders import Decoders
@@ -106,7 +107,7 @@ class _Window:
 
     n_samples: int
     is_last: bool
-    key: bytes
+    key: Hashable
     rows: Tensor | None
     prepared: Tensor | None
 
@@ -135,6 +136,7 @@ class Listener:
         cache_bytes: int,
     ) -> None:
         self._embedder = embedder
+        self._ears = object()  # those whose rows they are, among the cached
         self._decoders = decoders
         self._cache = EmbeddingCache(cache_bytes)
         self._recordings = RecordingCache(REMEMBERED_WINDOWS)
@@ -147,6 +149,12 @@ class Listener:
         self._max_ahead = max_windows
         self._context = context
         self._encode_seconds = encode_seconds
+
+    def with_embedder(self, embedder: Embedder) -> "Listener":
+        """One that hears by another embedder, and shares everything else: decoders, places, memory of the caches, batches; and `close`."""
+        other = copy(self)
+        other._embedder, other._ears = embedder, object()
+        return other
 
     @property
     def queued_seconds(self) -> float:
@@ -175,7 +183,7 @@ class Listener:
         """
         try:
             with stage("decode"):
-                key = await _key(source, cut)
+                key = await self._key(source, cut)
             recording = self._recall(key, budget)
             if recording is None:
                 file = _File(allow_truncated)
@@ -219,11 +227,11 @@ class Listener:
             budget.spend(sum(recording.lengths), len(recording.rows))
         return recording
 
-    async def _listen(self, windows: Iterator[_Window], ahead: Ahead | None) -> tuple[Recording, list[bytes]]:
+    async def _listen(self, windows: Iterator[_Window], ahead: Ahead | None) -> tuple[Recording, list[Hashable]]:
         """Has windows encoded; also returns their keys."""
         encoding: list[asyncio.Task[Tensor]] = []
         lengths: list[int] = []
-        keys: list[bytes] = []
+        keys: list[Hashable] = []
         preparing: asyncio.Task[None] | None = None
         try:
             while (window := await self._in_thread(windows)) is not None:
@@ -258,17 +266,19 @@ class Listener:
                 f"The audio waited longer than {self._encode_seconds:g} s for the encoder."
             ) from error
 
-    def _encode(self, prepared: Sequence[Tensor], n_samples: Sequence[int], alone: bool) -> list[Tensor]:
+    def _encode(
+        self, embedders: Sequence[Embedder], prepared: Sequence[Tensor], n_samples: Sequence[int], alone: bool
+    ) -> list[Tensor]:
         """Rows of a batch; runs in a thread, for which torch's number of threads is set."""
         beside_others, by_itself = self._encoder_threads
         torch.set_num_threads(by_itself if alone else beside_others)
-        return self._embedder.embed_prepared(prepared, n_samples)
+        return embed_together(embedders, prepared, n_samples)
 
     async def _embed(self, window: _Window) -> Tensor:
         if window.prepared is None:
             assert window.rows is not None
             return window.rows
-        rows = (await self._batcher.embed(window.prepared, window.n_samples)).cpu()
+        rows = (await self._batcher.embed(self._embedder, window.prepared, window.n_samples)).cpu()
         self._cache.put(window.key, rows)
         return rows
 
@@ -318,12 +328,25 @@ class Listener:
         yield window
 
     def _window(self, samples: np.ndarray, *, is_last: bool) -> _Window:
-        key = fingerprint(samples)
+        key = self._ears, fingerprint(samples)
         if (rows := self._cache.get(key)) is not None:
             return _Window(len(samples), is_last, key, rows, None)
         with stage("features"):
             prepared = self._embedder.prepare(torch.from_numpy(samples))
         return _Window(len(samples), is_last, key, None, prepared)
+
+    async def _key(self, source: BinaryIO | GrowingBuffer, cut: Cut) -> Hashable:
+        """What a recording is remembered by: whose ears hear it, its bytes and how it is cut.
+
+        None of an upload that does not end in a moment.
+        """
+        if isinstance(source, GrowingBuffer):
+            await asyncio.wait([asyncio.wrap_future(source.ended)], timeout=A_MOMENT)
+            if not source.is_complete:
+                return None
+        if source.seek(0, SEEK_END) > AT_ONCE_BYTES:
+            return self._ears, await asyncio.to_thread(fingerprint_of_file, source), cut
+        return self._ears, fingerprint_of_file(source), cut
 
     async def close(self) -> None:
         """Stops the batcher, the decoders and the threads."""
@@ -355,17 +378,6 @@ class _File:
             if not (self.allow_truncated and any_yet):
                 raise
             self.truncated = TruncatedAudio(error.message)  # without the traceback, and all that it holds
-
-
-async def _key(source: BinaryIO | GrowingBuffer, cut: Cut) -> Hashable:
-    """What a recording is remembered by: its bytes and how it is cut; None of an upload that does not end in a moment."""
-    if isinstance(source, GrowingBuffer):
-        await asyncio.wait([asyncio.wrap_future(source.ended)], timeout=A_MOMENT)
-        if not source.is_complete:
-            return None
-    if source.seek(0, SEEK_END) > AT_ONCE_BYTES:
-        return await asyncio.to_thread(fingerprint_of_file, source), cut
-    return fingerprint_of_file(source), cut
 
 
 def _without_helpers() -> None:

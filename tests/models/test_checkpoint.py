@@ -187,6 +187,36 @@ class TestErrors:
             load(folder)
 
 
+class TestBeside:
+    """Checkpoints that have parts in common."""
+
+    @pytest.fixture
+    def other(self, checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+        return open_checkpoint(str(folder), folder.parent / "cache")
+
+    def test_an_encoder_that_is_there_is_not_loaded_again(self, other: Checkpoint, embedder: Embedder) -> None:
+        (other.encoder / "model.safetensors").unlink()
+        beside = other.load_embedder(encoder=embedder.encoder)
+        assert beside.encoder is embedder.encoder
+        assert torch.equal(beside.embed([torch.ones(16_000)])[0], embedder.embed([torch.ones(16_000)])[0])
+
+    def test_parts_are_the_same_by_their_bytes(self, other: Checkpoint, checkpoint: Checkpoint) -> None:
+        assert other.has_encoder_of(checkpoint)
+        assert other.has_llm_of(checkpoint)
+        for part in (other.encoder, other.llm):
+            tensors = load_file(part / "model.safetensors")
+            next(iter(tensors.values())).view(-1)[-1] += 1
+            save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
+        assert not other.has_encoder_of(checkpoint)
+        assert not other.has_llm_of(checkpoint)
+
+    def test_encoders_of_other_heads_differ(self, other: Checkpoint, checkpoint: Checkpoint) -> None:
+        config = json.loads((other.encoder / "config.json").read_text())
+        config["encoder_attention_heads"] *= 2
+        (other.encoder / "config.json").write_text(json.dumps(config))
+        assert not other.has_encoder_of(checkpoint)
+
+
 def test_an_adapter_is_small(checkpoint: Checkpoint) -> None:
     """Only what was trained stands beside config.json."""
     assert (

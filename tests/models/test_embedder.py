@@ -15,7 +15,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from models.checkpoint import Checkpoint
 from models.config import PaddingPolicy
-from models.embedder import Embedder
+from models.embedder import Embedder, embed_together
 
 EDGES = [1, 160, 161, 320, 321, 2559, 2560, 2561, 479_999, 480_000]
 
@@ -94,3 +94,28 @@ def test_rows_have_the_dtype_of_the_weights(checkpoint: Checkpoint, embedder: Em
     assert half.dtype == rows.dtype == torch.bfloat16
     [expected] = embedder.embed([noise(16_000)])
     assert F.cosine_similarity(rows.float(), expected).min() > 0.99
+
+
+def test_adapters_of_one_encoder_share_its_batch(embedder: Embedder, checkpoint: Checkpoint) -> None:
+    """Whatever their padding; each window gets the rows that its adapter alone gives it."""
+    encoder, other = embedder.encoder, checkpoint.load_embedder(encoder=embedder.encoder).adapter
+    with torch.no_grad():
+        other.adapter.fc1.weight *= 2
+    one, two, full = Embedder(encoder, embedder.adapter, "exact"), Embedder(encoder, other, "exact"), embedder
+    assert full.padding == "30s"
+    batch = [(one, 20_000), (two, 30_000), (full, 25_000), (one, 16_000), (two, 20_000)]
+    batches: list[int] = []
+    hook = encoder.register_forward_hook(lambda _, arguments, __: batches.append(len(arguments[0])))
+    rows = embed_together([e for e, _ in batch], [e.features(noise(n)) for e, n in batch], [n for _, n in batch])
+    hook.remove()
+    assert batches == [5]
+    for (by, n), found in zip(batch, rows, strict=True):
+        torch.testing.assert_close(found, by.embed([noise(n)])[0], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(rows[0], rows[4], atol=1e-2)
+
+
+def test_a_batch_of_one_adapter_is_its_own_to_the_bit(embedder: Embedder) -> None:
+    samples = [20_000, 30_000]
+    prepared = [embedder.prepare(noise(n)) for n in samples]
+    together = embed_together([embedder] * 2, prepared, samples)
+    assert all(map(torch.equal, together, embedder.embed_prepared(prepared, samples)))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models import weights
 from models.config import CheckpointError
-from models.weights import ShardWriter, in_int8, load_strict, read_tensors, weight_files
+from models.weights import ShardWriter, have_same_weights, in_int8, load_strict, read_tensors, weight_files
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
 
@@ -19,6 +19,32 @@ def linear(**changed: Tensor | None) -> list[tuple[str, Tensor]]:
     """What nn.Linear(3, 2) takes, with changes; None takes a tensor away."""
     tensors = {"weight": torch.ones(2, 3), "bias": torch.ones(2)} | changed
     return [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
+
+
+class TestSameWeights:
+    @pytest.fixture
+    def folders(self, tmp_path: Path) -> list[Path]:
+        folders = [tmp_path / "a", tmp_path / "b"]
+        for folder in folders:
+            folder.mkdir()
+            save_file(TENSORS, folder / "model.safetensors")
+        return folders
+
+    def test_the_same_bytes(self, folders: list[Path]) -> None:
+        assert have_same_weights(*folders)
+        assert have_same_weights(folders[0], folders[0])
+
+    def test_a_bit_more(self, folders: list[Path]) -> None:
+        save_file(TENSORS | {"b": TENSORS["b"] * 2}, folders[1] / "model.safetensors")
+        assert not have_same_weights(*folders)
+
+    def test_other_files(self, folders: list[Path]) -> None:
+        (folders[1] / "more.safetensors").write_bytes((folders[1] / "model.safetensors").read_bytes())
+        assert not have_same_weights(*folders)
+
+    def test_none(self, folders: list[Path], tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match=r"no \*.safetensors"):
+            have_same_weights(folders[0], tmp_path)
 
 
 class TestReadTensors:

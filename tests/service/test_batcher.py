@@ -3,11 +3,14 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from contextvars import copy_context
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
 
+from models.embedder import Embedder
 from models.features import SAMPLE_RATE
 from service.errors import Unavailable
 from service.gate.admission import Admission, Limits, Queued
@@ -15,18 +18,30 @@ from service.listening.batcher import BEHIND_SECONDS, Batcher, EncodingFailed
 from service.request import begin
 
 
+def embedder(encoder: object) -> Embedder:
+    """Stands in for one of those whose windows an encoder takes together."""
+    return cast(Embedder, SimpleNamespace(batched_by=encoder))
+
+
+EARS = embedder("one")
+
+
 class Encoder:
     """Stands in for the embedder: notes its batches, and waits at a gate while that is closed."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
+        self.embedders: list[list[Embedder]] = []
         self.alone: list[bool] = []
         self.threads: list[str] = []
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
 
-    def __call__(self, features: Sequence[Tensor], n_samples: Sequence[int], alone: bool) -> list[Tensor]:
+    def __call__(
+        self, embedders: Sequence[Embedder], features: Sequence[Tensor], n_samples: Sequence[int], alone: bool
+    ) -> list[Tensor]:
+        self.embedders.append(list(embedders))
         self.batches.append([f.shape[1] for f in features])
         self.alone.append(alone)
         self.threads.append(threading.current_thread().name)
@@ -54,14 +69,14 @@ def window(frames: int, value: float = 1.0) -> Tensor:
 async def occupy(batcher: Batcher, encoder: Encoder) -> asyncio.Task[Tensor]:
     """Holds the encoder with one window, so that what comes next gathers."""
     encoder.gate.clear()
-    task = asyncio.create_task(batcher.embed(window(1), 1))
+    task = asyncio.create_task(batcher.embed(EARS, window(1), 1))
     await asyncio.to_thread(encoder.entered.wait, 20)
     return task
 
 
 async def test_gives_each_window_its_own_rows() -> None:
     async with batcher(Encoder()) as b:
-        results = await asyncio.gather(*(b.embed(window(n, n), 10 * n) for n in (3, 1, 2)))
+        results = await asyncio.gather(*(b.embed(EARS, window(n, n), 10 * n) for n in (3, 1, 2)))
     assert [(len(rows), rows[0].item()) for rows in results] == [(3, 90.0), (1, 10.0), (2, 40.0)]
 
 
@@ -69,18 +84,31 @@ async def test_batches_windows_of_similar_length_and_the_oldest_first() -> None:
     encoder = Encoder()
     async with batcher(encoder, max_windows=2) as b:
         first = await occupy(b, encoder)
-        rest = [asyncio.create_task(b.embed(window(n), 1)) for n in (100, 10, 101, 11)]
+        rest = [asyncio.create_task(b.embed(EARS, window(n), 1)) for n in (100, 10, 101, 11)]
         await asyncio.sleep(0)
         encoder.gate.set()
         await asyncio.gather(first, *rest)
     assert encoder.batches == [[1], [100, 101], [10, 11]]
 
 
+async def test_only_windows_of_one_encoder_are_in_a_batch() -> None:
+    encoder, other, same = Encoder(), embedder("another"), embedder("one")
+    async with batcher(encoder, max_windows=8) as b:
+        first = await occupy(b, encoder)
+        order = [(EARS, 10), (other, 11), (same, 12), (other, 13)]
+        rest = [asyncio.create_task(b.embed(by, window(n), 1)) for by, n in order]
+        await asyncio.sleep(0)
+        encoder.gate.set()
+        await asyncio.gather(first, *rest)
+    assert encoder.batches == [[1], [10, 12], [11, 13]]
+    assert encoder.embedders == [[EARS], [EARS, same], [other, other]]
+
+
 async def test_a_bad_window_costs_nobody_else() -> None:
     encoder = Encoder()
     async with batcher(encoder) as b:
         first = await occupy(b, encoder)
-        rest = [asyncio.create_task(b.embed(window(5, value), 1)) for value in (1.0, float("nan"), 2.0)]
+        rest = [asyncio.create_task(b.embed(EARS, window(5, value), 1)) for value in (1.0, float("nan"), 2.0)]
         await asyncio.sleep(0)
         encoder.gate.set()
         results = await asyncio.gather(first, *rest, return_exceptions=True)
@@ -92,7 +120,7 @@ async def test_departed_clients_are_not_encoded() -> None:
     encoder = Encoder()
     async with batcher(encoder) as b:
         first = await occupy(b, encoder)
-        gone, stays = (asyncio.create_task(b.embed(window(n), 1)) for n in (7, 8))
+        gone, stays = (asyncio.create_task(b.embed(EARS, window(n), 1)) for n in (7, 8))
         await asyncio.sleep(0)
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
@@ -105,7 +133,7 @@ async def test_closing_releases_whoever_waits() -> None:
     encoder = Encoder()
     b = Batcher(encoder, 1)
     first = await occupy(b, encoder)
-    waiting = asyncio.create_task(b.embed(window(3), 1))
+    waiting = asyncio.create_task(b.embed(EARS, window(3), 1))
     await asyncio.sleep(0)
     encoder.gate.set()
     await b.close()
@@ -113,13 +141,13 @@ async def test_closing_releases_whoever_waits() -> None:
     assert not b.queued_seconds
     first.cancel()
     with pytest.raises(Unavailable):
-        await b.embed(window(1), 1)
+        await b.embed(EARS, window(1), 1)
 
 
 async def test_books_queue_and_encode_on_the_request_that_asked() -> None:
     async with batcher(Encoder()) as b:
         times = begin().timeline
-        await b.embed(window(3), 1)
+        await b.embed(EARS, window(3), 1)
     assert times.stages.keys() == {"queue", "encode"}
 
 
@@ -128,7 +156,7 @@ def ask(batcher: Batcher, client: str, *lengths: int) -> list[asyncio.Task[Tenso
 
     def enqueue() -> list[asyncio.Task[Tensor]]:
         begin()
-        return [asyncio.create_task(batcher.embed(window(n), 1)) for n in lengths]
+        return [asyncio.create_task(batcher.embed(EARS, window(n), 1)) for n in lengths]
 
     def as_client() -> list[asyncio.Task[Tensor]]:
         with Admission(Limits(0, 0, 0, 0, 0, 0), lambda: Queued(0, 0)).admit(client):
@@ -210,16 +238,18 @@ async def test_batches_at_the_same_time() -> None:
     """Both are in the encoder before either ends; then the next is taken, and nobody's rows are another's."""
     together = threading.Barrier(2)
 
-    def encode(features: Sequence[Tensor], n_samples: Sequence[int], _: bool) -> list[Tensor]:
+    def encode(
+        _: Sequence[Embedder], features: Sequence[Tensor], n_samples: Sequence[int], alone: bool
+    ) -> list[Tensor]:
         together.wait(20)
         return [f[:1].T * n for f, n in zip(features, n_samples, strict=True)]
 
     b = Batcher(encode, max_windows=1, at_a_time=2)
-    results = await asyncio.gather(*(b.embed(window(n, n), 10 * n) for n in (3, 1, 2, 5)))
+    results = await asyncio.gather(*(b.embed(EARS, window(n, n), 10 * n) for n in (3, 1, 2, 5)))
     await b.close()
     assert [(len(rows), rows[0].item()) for rows in results] == [(3, 90.0), (1, 10.0), (2, 40.0), (5, 250.0)]
     with pytest.raises(Unavailable):
-        await b.embed(window(1), 1)
+        await b.embed(EARS, window(1), 1)
 
 
 async def test_a_batch_beside_another_begins_only_while_audio_waits_for_each_reply() -> None:
@@ -228,7 +258,7 @@ async def test_a_batch_beside_another_begins_only_while_audio_waits_for_each_rep
     embedding = [await occupy(b, encoder)]
     wait = []
     for n in (2, 3, 4):
-        embedding.append(asyncio.create_task(b.embed(window(n), BEHIND_SECONDS * SAMPLE_RATE)))
+        embedding.append(asyncio.create_task(b.embed(EARS, window(n), BEHIND_SECONDS * SAMPLE_RATE)))
         for _ in range(3):  # the window comes, and the batcher looks
             await asyncio.sleep(0)
         wait.append(b.queued_seconds / BEHIND_SECONDS)
@@ -243,16 +273,18 @@ async def test_a_batch_is_alone_without_another_that_runs_or_waits_and_without_r
     encoder, replies = Encoder(), 0
     b = Batcher(encoder, 1, at_a_time=2, answered=lambda: replies)
     first = await occupy(b, encoder)  # alone
-    second = asyncio.create_task(b.embed(window(2), SAMPLE_RATE))  # beside it
+    second = asyncio.create_task(b.embed(EARS, window(2), SAMPLE_RATE))  # beside it
     while len(encoder.batches) < 2:
         await asyncio.sleep(0)
     encoder.gate.set()
     await asyncio.gather(first, second)
-    await asyncio.gather(*(b.embed(window(n), SAMPLE_RATE) for n in (4, 5)))  # the first of them does not come alone
+    await asyncio.gather(
+        *(b.embed(EARS, window(n), SAMPLE_RATE) for n in (4, 5))
+    )  # the first of them does not come alone
     replies = 1
-    await b.embed(window(6), SAMPLE_RATE)
+    await b.embed(EARS, window(6), SAMPLE_RATE)
     replies = 0
-    await b.embed(window(7), SAMPLE_RATE)
+    await b.embed(EARS, window(7), SAMPLE_RATE)
     await b.close()
     alone = dict(zip([n for (n,) in encoder.batches], encoder.alone, strict=True))
     assert [alone[n] for n in (1, 2, 4, 6, 7)] == [True, False, False, False, True]
@@ -266,7 +298,7 @@ async def test_counts_the_seconds_that_wait() -> None:
     encoder = Encoder()
     async with batcher(encoder) as b:
         first = await occupy(b, encoder)
-        waiting = [asyncio.create_task(b.embed(window(n), 160 * n)) for n in (100, 300)]
+        waiting = [asyncio.create_task(b.embed(EARS, window(n), 160 * n)) for n in (100, 300)]
         await asyncio.sleep(0)
         assert b.queued_seconds == 4.0
         encoder.gate.set()

@@ -30,6 +30,7 @@ class Ears:
         self.gate = threading.Event()
         self.threads: dict[int, int] = {}  # torch's, by samples
         self.decoding: set[int] = set()  # torch's threads where recordings are decoded
+        self.batched_by = self
 
     def prepare(self, window: Tensor) -> Tensor:
         self.decoding.add(torch.get_num_threads())
@@ -192,6 +193,22 @@ async def test_a_recording_that_was_heard_before_is_not_decoded_again(decoded: l
             assert [id(rows) for rows in recording.windows] == [id(rows) for rows in first.windows]
         await ear.hear(io.BytesIO(said + b"more"))
         assert len(decoded) == 2
+
+
+async def test_what_one_adapter_has_heard_is_not_what_another_hears(decoded: list[object]) -> None:
+    """Nor are its windows: they share decoders and batches, not rows."""
+
+    class OtherEars(Ears):
+        def embed_prepared(self, prepared: Sequence[Tensor], n_samples: Sequence[int]) -> list[Tensor]:
+            return [torch.tensor([[-float(n)]]) for n in n_samples]
+
+    said = wav(voice(1))
+    async with listener(Ears()) as ear:
+        other = ear.with_embedder(cast(Embedder, cast(Any, OtherEars())))
+        for _ in range(2):
+            assert [(await each.hear(io.BytesIO(said))).rows.item() for each in (ear, other)] == [16000, -16000]
+            assert [(await each.hear_samples(voice(1))).item() for each in (ear, other)] == [16000, -16000]
+    assert len(decoded) == 2
 
 
 async def test_a_recording_that_is_cut_elsewhere_is_another_one(decoded: list[object]) -> None:
