@@ -116,11 +116,11 @@ class Ask(ModelSettings):
         service = await load(self, (model_name(self.model),), _progress)
         try:
             with self.audio.open("rb") as file:
-                recording = await service.listener.hear(file)
+                recording = await service.models.first.listener.hear(file)
             request = SpeechRequest(
                 instruction=self.instruction, max_tokens=self.max_tokens, temperature=self.temperature
             )
-            async for event in service.speech.answer(request, recording):
+            async for event in service.models.first.speech.answer(request, recording):
                 sys.stdout.write(event.get("delta", "\n"))
                 sys.stdout.flush()
         finally:

@@ -69,6 +69,20 @@ class OriginRefused(InvalidRequest):
     code = "origin_not_allowed"
 
 
+class NotAdmin(InvalidRequest):
+    """The client's key does not open this."""
+
+    status = 403
+    code = "not_admin"
+
+
+class NameTaken(InvalidRequest):
+    """Another model has the name."""
+
+    status = 409
+    code = "name_taken"
+
+
 class ModelNotFound(InvalidRequest):
     """No model of that name is served."""
 

@@ -3,29 +3,30 @@
 import asyncio
 import gc
 import io
+import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from models.checkpoint import Checkpoint, open_checkpoint
+from models.config import CheckpointError
 from models.embedder import Embedder
 from models.features import SAMPLE_RATE
-from service.answers.chat import ChatService
-from service.answers.conversation import Conversations
+from service.adapters import Adapter, load_adapter, read_checkpoint
 from service.answers.prompting import Prompts
-from service.answers.speech import SpeechRequest, SpeechService
-from service.answers.transcription import Task, TranscriptionService
+from service.answers.speech import SpeechRequest
 from service.audio.decoders import Decoders
 from service.audio.fetch import Fetcher
 from service.audio.recordings import as_wav
 from service.engine import Engine, Plan
+from service.errors import OptionError
 from service.gate.admission import Queued
 from service.listening.listener import Listener
 from service.listening.voice import Detector
-from service.realtime.session import Talks
-from service.settings import ModelSettings
+from service.model import Models, Shared
+from service.settings import ModelSettings, model_name
 
 BATCH_SECONDS = 10  # of audio in a batch of the encoder on a CPU
 GPU_MARGIN = 1 << 30  # bytes of a GPU's memory that the engine's own process takes before it looks for what is free
@@ -33,18 +34,19 @@ THREADS_ALONE = 8  # of the encoder on a CPU where nothing else is to be done: m
 
 Progress = Callable[[str], None]
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Service:
-    """A model that is loaded and has answered a first request."""
+    """Models that are loaded, the first of which has answered a first request, and what they share."""
 
-    checkpoint: Checkpoint
+    models: Models
     engine: Engine
+    prompts: Prompts
     listener: Listener
-    speech: SpeechService
-    chat: ChatService
-    transcription: TranscriptionService
-    talks: Talks
+    """The first model's; those of others hear with its decoders and in its batches."""
+    detector: Detector
 
     def queued(self) -> Queued:
         """What waits for the encoder and for the LLM."""
@@ -52,18 +54,22 @@ class Service:
 
     async def close(self) -> None:
         """Ends the encoder's threads and the engine's process."""
-        self.talks.detector.close()
+        self.detector.close()
         await self.listener.close()
         await self.engine.close()
 
 
 async def load(settings: ModelSettings, names: Sequence[str], progress: Progress) -> Service:
-    """Loads everything; `progress` hears of each step before it starts.
+    """Loads everything; `progress` hears of each step before it starts. `names` are those of the first model.
 
-    Raises CheckpointError where the checkpoint does not fit together, and whatever vLLM raises.
+    Raises CheckpointError where the checkpoint does not fit together, OptionError for a name that is given twice, and whatever vLLM
+    raises. An adapter that can't be loaded is logged, and left out.
     """
+    paths = settings.adapters()
     progress(f"Reading checkpoint {settings.model}")
-    checkpoint = _instructed(await asyncio.to_thread(open_checkpoint, settings.model, settings.cache), settings)
+    checkpoint = await asyncio.to_thread(read_checkpoint, settings.model, settings)
+    llm_name = settings.llm_name or (model_name(checkpoint.config.llm) if paths else "")
+    _check_distinct([*names, *paths, *filter(None, [llm_name])])
     device = torch.device(
         settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     )
@@ -78,6 +84,8 @@ async def load(settings: ModelSettings, names: Sequence[str], progress: Progress
     plan = await asyncio.to_thread(Plan.make, checkpoint.llm, names[0], settings.dtype, settings.vllm)
     progress(f"Loading encoder and adapter on {device}")
     embedder = await asyncio.to_thread(checkpoint.load_embedder, plan.dtype, device)
+    own = Adapter(checkpoint, embedder)
+    adapters = await asyncio.to_thread(_load_adapters, paths, settings, own, progress)
     batch_seconds = settings.max_batch_seconds or BATCH_SECONDS
     most_memory = 1.0
     if device.type == "cuda":
@@ -93,21 +101,13 @@ async def load(settings: ModelSettings, names: Sequence[str], progress: Progress
         fetcher = Fetcher(
             settings.audio_url_hosts, max_bytes=settings.audio_url_max_bytes, seconds=settings.audio_url_seconds
         )
-        conversations = Conversations(listener, fetcher)
-        speech = SpeechService(engine, conversations, prompts, names)
-        chat = ChatService(engine, conversations, prompts, names, settings.tool_call_parser, settings.max_grammar_bytes)
-        transcription = TranscriptionService(engine, prompts, names)
-        talks = Talks(
-            engine,
-            prompts,
-            listener,
-            await asyncio.to_thread(Detector),
-            transcription,
-            Task.transcribe(checkpoint.config),
-            names[0],
-            settings.max_audio_seconds,
-        )
-        service = Service(checkpoint, engine, listener, speech, chat, transcription, talks)
+        detector = await asyncio.to_thread(Detector)
+        models = Models(Shared(settings, engine, prompts, fetcher, detector), names, own, listener)
+        if llm_name:
+            models.add_llm(llm_name)
+        for name, adapter in adapters.items():
+            models.add_adapter(name, adapter)
+        service = Service(models, engine, prompts, listener, detector)
         progress("Warming up with a first request")
         await _warm_up(service)
         # Only now, for the first generation compiles kernels.
@@ -119,6 +119,28 @@ async def load(settings: ModelSettings, names: Sequence[str], progress: Progress
     gc.collect()
     gc.freeze()
     return service
+
+
+def _check_distinct(names: Sequence[str]) -> None:
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise OptionError(
+                f"Two models would have the name {name!r}; --served-model-name, --adapter and --llm-name give others."
+            )
+
+
+def _load_adapters(
+    paths: Mapping[str, str], settings: ModelSettings, first: Adapter, progress: Progress
+) -> dict[str, Adapter]:
+    """Those of further models that can be loaded; of others the log says why not."""
+    adapters: dict[str, Adapter] = {}
+    for name, path in paths.items():
+        progress(f"Loading adapter {name}")
+        try:
+            adapters[name] = load_adapter(name, path, settings, [first, *adapters.values()])
+        except CheckpointError as error:
+            log.error("%s", error)
+    return adapters
 
 
 def _encoder_threads(settings: ModelSettings) -> tuple[int, int]:
@@ -159,19 +181,10 @@ def _listener(settings: ModelSettings, embedder: Embedder, engine: Engine, batch
     )
 
 
-def _instructed(checkpoint: Checkpoint, settings: ModelSettings) -> Checkpoint:
-    """The checkpoint, with the instructions that the settings name in place of its own."""
-    names = ("transcribe_instruction", "translate_instruction")
-    given = {name: value for name in names if (value := getattr(settings, name)) is not None}
-    if "transcribe_instruction" in given:
-        given["transcribe_begun"] = ""
-    return replace(checkpoint, config=checkpoint.config.model_copy(update=given))
-
-
 async def _warm_up(service: Service) -> None:
     """Sends one second of noise all the way through."""
     noise = 0.03 * torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
     recording = await service.listener.hear(io.BytesIO(as_wav(noise)))
-    async for _ in service.speech.answer(SpeechRequest(max_tokens=2), recording):
+    async for _ in service.models.first.speech.answer(SpeechRequest(max_tokens=2), recording):
         pass
     await service.engine.warm_up_logprobs()

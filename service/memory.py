@@ -2,10 +2,17 @@
 
 import asyncio
 import ctypes
+import gc
 
 from service.gate.admission import Admission
 
 QUIET_SECONDS = 5.0
+
+
+def collect() -> None:
+    """Frees what only refers to itself, and returns it."""
+    gc.collect()
+    give_back()
 
 
 def give_back() -> None:

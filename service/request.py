@@ -6,7 +6,7 @@ It travels in a context variable, so that no function has to hand it on. Usage, 
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -54,12 +54,14 @@ class RequestContext:
     """What is known of one request, whose identity it is."""
 
     timeline: Timeline = field(default_factory=Timeline)
+    model: str = ""  # that it has asked for, where there is one of that name
     audio_seconds: float = 0.0
     audio_tokens: int = 0  # positions of the prompt that are speech
     prompt_tokens: int = 0
     completion_tokens: int = 0
     truncated: bool = False  # a recording of it was cut short, and is answered as far as it goes
     trace_headers: dict[str, str] = field(default_factory=dict)  # W3C trace context, for vLLM's own spans
+    held: ExitStack = field(default_factory=ExitStack)  # what it lets go of when it is over
 
     def publish(self) -> None:
         """Enters each stage once into its histogram, when the request is over."""

@@ -4,6 +4,7 @@ A TOML config file is read where the environment variable BLSP_CONFIG names one.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -18,9 +19,11 @@ from pydantic_settings import (
 )
 
 import models
+from service.errors import OptionError
 from service.gate.admission import Limits
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # of an adapter
 DEFAULT_MODEL = Path(models.__file__).parent / "smol" / "checkpoint"  # what ships with the project
 
 
@@ -34,6 +37,12 @@ def model_name(model: str) -> str:
     return "blsp-smol" if Path(model).resolve() == DEFAULT_MODEL.resolve() else Path(model).name
 
 
+def check_name(name: str) -> None:
+    """Raises OptionError for what can't be the name of an adapter in the API."""
+    if not NAME.fullmatch(name):
+        raise OptionError(f"The name {name!r} is not 1 to 64 letters, digits, '.', '_' or '-'.")
+
+
 class ModelSettings(BaseSettings):
     """What is loaded, and how."""
 
@@ -42,6 +51,14 @@ class ModelSettings(BaseSettings):
     model: CliPositionalArg[str] = Field(
         str(DEFAULT_MODEL),
         description="folder or Hugging Face id of a checkpoint, in our layout or the official BLSP one",
+    )
+    adapter: list[str] = Field(
+        [],
+        description="a further model on the same engine, NAME=PATH of a checkpoint with the same LLM; may be given several times",
+    )
+    llm_name: str | None = Field(
+        None,
+        description="name of the LLM by itself, for text alone; default: the end of its own where there are adapters, else none",
     )
     dtype: Dtype = Field("auto", description="precision of encoder, adapter and LLM; auto: the LLM's own")
     device: str = Field("auto", description="where the encoder runs, e.g. cuda:0; auto: the first GPU, else the CPU")
@@ -113,6 +130,17 @@ class ModelSettings(BaseSettings):
     cache: Path = Field(default_factory=default_cache, description="folder for converted official checkpoints")
     vllm: CliUnknownArgs = Field([], description="further options are vLLM's engine options, e.g. --max-model-len 4096")
 
+    def adapters(self) -> dict[str, str]:
+        """The paths of further models by their names; raises OptionError for what is no NAME=PATH, or a name that is given twice."""
+        found: dict[str, str] = {}
+        for given in self.adapter:
+            name, _, path = given.partition("=")
+            check_name(name)
+            if not path or name in found:
+                raise OptionError(f"--adapter {given!r}: it is NAME=PATH, each name once.")
+            found[name] = path
+        return found
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -175,6 +203,11 @@ class ServeSettings(ModelSettings):
         None, description="file with the API keys, lines that `blsp key NAME` prints; read again when it changes"
     )
     keys: str = Field("", description="API keys: the same lines, separated by commas; with neither, nobody needs a key")
+    adapter_folder: Path | None = Field(
+        None,
+        description="folder below which POST /v1/adapters may load adapters; by default the endpoint does not exist",
+    )
+    admins: list[str] = Field([], description="names of the keys with which adapters may be loaded and unloaded")
     open_endpoints: list[str] = Field(
         ["/health", "/ready", "/metrics"], description="paths that need no key where there are keys"
     )

@@ -41,12 +41,10 @@ class Server:
         return httpx.Client(base_url=self.url, timeout=120)
 
     def metric(self, name: str, **labels: str) -> float:
-        """The value of one sample on /metrics; 0 where it is not there yet."""
-        for family in text_string_to_metric_families(httpx.get(f"{self.url}/metrics").text):
-            for sample in family.samples:
-                if sample.name == name and labels.items() <= sample.labels.items():
-                    return float(sample.value)
-        return 0.0
+        """The sum of the samples on /metrics that have these labels; 0 where there is none yet."""
+        families = text_string_to_metric_families(httpx.get(f"{self.url}/metrics").text)
+        samples = [sample for family in families for sample in family.samples if sample.name == name]
+        return sum(float(sample.value) for sample in samples if labels.items() <= sample.labels.items())
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Asks the server again and again until something has come about that it does by itself, a minute at most."""

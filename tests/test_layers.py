@@ -13,6 +13,7 @@ SOURCES = sorted([*ROOT.glob("service/**/*.py"), *ROOT.glob("models/**/*.py")])
 ONLY = {
     "vllm": {"service/engine.py", "service/answers/chat.py"},
     "fastapi": {
+        "service/http/adapters.py",
         "service/http/app.py",
         "service/http/json_route.py",
         "service/http/page.py",
@@ -86,7 +87,8 @@ PARTS = {
     "service/telemetry": set(),
     "service/request": {"service/telemetry"},
     "service/gate": {"service/errors", "service/telemetry"},
-    "service/settings": {"service/gate"},
+    "service/settings": {"service/errors", "service/gate"},
+    "service/adapters": {"service/settings", "models/config", "models/checkpoint", "models/embedder"},
     "service/words": {"service/settings"},
     "service/audio": {"service/errors", "service/telemetry", "models/features", "models/manifest"},
     "service/self_check": {
@@ -113,10 +115,14 @@ PARTS = {
         *("service/errors", "service/request", "service/telemetry", "service/gate", "service/audio"),
         *("service/listening", "service/engine", "service/answers", "models/features", "models/prompt"),
     },
+    "service/model": {
+        *("service/settings", "service/adapters", "service/audio", "service/listening", "service/engine"),
+        *("service/answers", "service/realtime", "service/errors", "service/request", "models/config"),
+    },
     "service/loading": {
-        *("service/gate", "service/settings", "service/audio", "service/self_check", "service/listening"),
-        *("service/engine", "service/answers", "service/realtime"),
-        *("models/features", "models/embedder", "models/checkpoint"),
+        *("service/errors", "service/gate", "service/settings", "service/adapters", "service/audio"),
+        *("service/self_check", "service/listening", "service/engine", "service/answers", "service/model"),
+        *("models/config", "models/features", "models/embedder"),
     },
     "service/http": {
         *(
@@ -129,11 +135,12 @@ PARTS = {
             "service/settings",
             "service/audio",
         ),
-        *("service/listening", "service/engine", "service/answers", "service/realtime", "service/loading"),
+        *("service/listening", "service/engine", "service/answers", "service/realtime", "service/model"),
+        "service/loading",
     },
     "service/offline": {
         *("service/errors", "service/request", "service/audio", "service/listening", "service/engine"),
-        *("service/answers", "service/loading", "models/manifest"),
+        *("service/answers", "service/model", "service/loading", "models/manifest"),
     },
     "service/alignment": {
         *(

@@ -36,7 +36,7 @@ from service.answers.fields import check_json
 from service.answers.operator_fields import refuse_operator_fields
 from service.answers.prompting import Prompts
 from service.engine import Engine, as_api_error
-from service.errors import ApiError, InvalidRequest, ModelNotFound, OptionError
+from service.errors import ApiError, InvalidRequest, OptionError
 from service.request import running
 from service.telemetry import metrics
 
@@ -191,7 +191,7 @@ def _allows_truncated(request: BaseModel) -> bool:
 
 
 class ChatService:
-    """The endpoints whose requests and replies are vLLM's own.
+    """The endpoints whose requests and replies are vLLM's own, for a model with these names; replies carry the first.
 
     Every method raises ApiError for whatever is wrong with the request before the reply has begun.
     """
@@ -207,7 +207,6 @@ class ChatService:
     ) -> None:
         self._engine = engine
         self._max_grammar_bytes = max_grammar_bytes
-        self._names = names
         self._prompts = prompts
         template: Any = {"chat_template": None, "chat_template_content_format": "auto"}
         parsers: Any = {
@@ -308,9 +307,6 @@ class ChatService:
     def _refusal(self, error: ErrorInfo) -> ApiError:
         if error.code >= ApiError.status:
             return as_api_error(EngineDeadError()) if self._engine.llm.errored else ApiError(error.message)
-        if error.param == "model":
-            there = ", ".join(map(repr, self._names))
-            return ModelNotFound(f"{error.message} This server has {there}.", param="model")
         return InvalidRequest(error.message, param=error.param)
 
     def _check_tools(self, request: ChatCompletionRequest | ResponsesRequest) -> None:

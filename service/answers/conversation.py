@@ -14,6 +14,7 @@ from models.prompt import Message, Role, Speech
 from service.answers.fields import read_json
 from service.audio.fetch import Fetcher
 from service.errors import InvalidRequest
+from service.listening.deaf import Deaf
 from service.listening.listener import Budget, Listener, Recording
 
 ROLES: dict[str, Role] = {
@@ -59,7 +60,7 @@ def parse_messages(messages: Iterable[Any], name: str = "messages") -> list[Draf
 class Conversations:
     """Listens to the recordings of messages, also to those that have to be fetched first."""
 
-    listener: Listener
+    listener: Listener | Deaf
     fetcher: Fetcher
 
     async def hear(
@@ -68,7 +69,7 @@ class Conversations:
         """Listens to the recordings, a few at a time; returns the messages.
 
         All of them together, and the `heard_seconds` that the request has brought elsewhere, may last as long as a request's audio may:
-        raises AudioTooLong, and what Listener.hear and Fetcher.fetch raise. After an error, or when it is cancelled, nothing of it goes on.
+        raises AudioTooLong, and what the listener and Fetcher.fetch raise. After an error, or when it is cancelled, nothing of it goes on.
         """
         audio = [part for draft in drafts for part in draft.parts if not isinstance(part, str)]
         heard = iter(await self._hear_all(audio, self.listener.budget(heard_seconds), allow_truncated) if audio else [])

@@ -77,7 +77,7 @@ def parse_values(model: type[Model], values: Mapping[str, Any]) -> Model:
 
 
 def check_model(asked: str | None, names: Sequence[str]) -> None:
-    """Raises ModelNotFound where a request asks for another model than the one that is served under `names`."""
+    """Raises ModelNotFound where a request asks for another model than those with these names; None asks for none in particular."""
     if asked is not None and asked not in names:
         there = ", ".join(map(repr, names))
         raise ModelNotFound(f"The model {asked!r} does not exist; this server has {there}.", param="model")

@@ -1,7 +1,7 @@
 """`POST /v1/speech`: a recording and an instruction in, text out. `SpeechService.answer` is the whole story."""
 
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.prompt import Message, Prompt, Speech
 from service.answers.conversation import Conversations, parse_messages
-from service.answers.fields import as_list, check_model, from_json
+from service.answers.fields import as_list, from_json
 from service.answers.prompting import Prompts
 from service.engine import Delta, Engine, Sampling
 from service.listening.listener import Recording
@@ -24,7 +24,7 @@ class SpeechRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     instruction: str = Field("", description="what to do with the speech; empty: answer it")
-    model: str | None = Field(None, description="a name that GET /v1/models lists; by default the only one")
+    model: str | None = Field(None, description="a name that GET /v1/models lists; by default its first")
     stream: bool = Field(False, description="server-sent events instead of one JSON reply")
     max_tokens: int | None = Field(None, ge=1, description="most tokens to generate; by default what the context holds")
     min_tokens: int = Field(0, ge=0, description="tokens before the reply may end")
@@ -100,22 +100,21 @@ class Reply:
 
 
 class SpeechService:
-    """Answers native requests."""
+    """Answers native requests of the model `name`."""
 
-    def __init__(self, engine: Engine, conversations: Conversations, prompts: Prompts, names: Sequence[str]) -> None:
+    def __init__(self, engine: Engine, conversations: Conversations, prompts: Prompts, name: str) -> None:
         self._engine = engine
         self._conversations = conversations
         self._prompts = prompts
-        self._names = names
+        self._name = name
 
     async def answer(self, request: SpeechRequest, recording: Recording) -> AsyncGenerator[dict[str, Any], None]:
         """Generates the reply to a recording that was heard: one `speech.delta` event for each step, then the whole `speech`.
 
         Closing the iterator ends the generation. Raises ApiError.
         """
-        check_model(request.model, self._names)
         prompt = await self._prompt(request, recording.rows, recording.seconds)
-        reply = Reply(self._names[0], recording, prompt.speech_tokens, request.return_token_ids)
+        reply = Reply(self._name, recording, prompt.speech_tokens, request.return_token_ids)
         async with aclosing(self._engine.stream(prompt, request.sampling(), reply.id)) as deltas:
             async for delta in deltas:
                 yield reply.add(delta)

@@ -19,7 +19,7 @@ from torch import Tensor
 from models.config import BlspConfig
 from models.features import SAMPLE_RATE
 from models.prompt import Message, Speech, about
-from service.answers.fields import as_list, check_model
+from service.answers.fields import as_list
 from service.answers.prompting import Prompts
 from service.answers.segments import quietest_cut, srt, vtt
 from service.engine import Delta, Engine, Sampling, Token
@@ -41,7 +41,7 @@ class TranscriptionRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
-    model: str | None = Field(None, description="a name that GET /v1/models lists; by default the only one")
+    model: str | None = Field(None, description="a name that GET /v1/models lists; by default its first")
     language: str = Field("", description="language of the recording; said back in verbose_json")
     prompt: str = Field("", description="text that the model reads before the instruction")
     hotwords: str = Field(
@@ -232,10 +232,9 @@ class Task:
 class TranscriptionService:
     """Writes down what is said, or what it means in English."""
 
-    def __init__(self, engine: Engine, prompts: Prompts, names: Sequence[str]) -> None:
+    def __init__(self, engine: Engine, prompts: Prompts) -> None:
         self._engine = engine
         self._prompts = prompts
-        self._names = names
 
     async def write(
         self, request: TranscriptionRequest, transcript: Transcript, to_do: Task
@@ -244,7 +243,6 @@ class TranscriptionService:
 
         Closing the iterator ends all generations. Raises ApiError.
         """
-        check_model(request.model, self._names)
         queues = [asyncio.Queue[Delta | None]() for _ in transcript.pieces]
         parts = zip(transcript.pieces, transcript.recording.windows, queues, strict=True)
         tasks = [asyncio.create_task(self._write_piece(request, to_do, *part)) for part in parts]

@@ -21,7 +21,7 @@ from service.engine import VLLMClientError, as_api_error
 from service.errors import ApiError, InvalidRequest, Overloaded, Unavailable
 from service.gate.admission import Admission, Queued
 from service.gate.keys import Keys
-from service.http import page, realtime, routes
+from service.http import adapters, page, realtime, routes
 from service.http.body import MAX_FIELD_BYTES
 from service.http.door import Admitted, BodyLimit, Deadlines, Drain, Refusal
 from service.http.middleware import CLIENT_GONE, Habits, KeyRequired, Observed
@@ -76,6 +76,8 @@ def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = l
     app.state.sessions = Admission(settings.session_admission(), lambda: Queued(0.0, 0))
     app.include_router(routes.router)
     app.include_router(realtime.router)
+    if settings.adapter_folder:
+        app.include_router(adapters.router)
     if settings.page:
         app.include_router(page.router)
     app.add_exception_handler(ApiError, _api_error)

@@ -24,14 +24,17 @@ FILE = "file"
 JSON = "application/json"
 
 Fields = dict[str, list[str]]
+Begin = Callable[[Fields], None]
 
 
-async def read_body(chunks: AsyncIterable[bytes], content_type: str, file: GrowingBuffer) -> Fields:
+async def read_body(
+    chunks: AsyncIterable[bytes], content_type: str, file: GrowingBuffer, begin: Begin = lambda fields: None
+) -> Fields:
     """Feeds the audio of a body to `file` and returns its other fields, in order of their arrival.
 
-    A body that is neither `multipart/form-data` nor JSON is all audio. After an error the rest of the body is read and dropped, so that
-    the client gets to read the answer. Raises InvalidRequest for a form or JSON that is damaged or has no recording, and what `file.feed`
-    raises.
+    A body that is neither `multipart/form-data` nor JSON is all audio. Before the first byte of it, `begin` hears which fields have come
+    so far. After an error the rest of the body is read and dropped, so that the client gets to read the answer. Raises InvalidRequest for
+    a form or JSON that is damaged or has no recording, and what `begin` and `file.feed` raise.
     """
     kind = Message()
     kind["content-type"] = content_type
@@ -41,11 +44,13 @@ async def read_body(chunks: AsyncIterable[bytes], content_type: str, file: Growi
         if not isinstance(boundary, str):
             raise InvalidRequest("The content type multipart/form-data has no boundary.")
         try:
-            form = _Form(boundary, file)
+            form = _Form(boundary, file, begin)
         except FormParserError as bad:
             raise InvalidRequest(f"The form's boundary is no good one: {bad}.") from bad
     elif kind.get_content_type() == JSON:
-        form = _Json(file)
+        form = _Json(file, begin)
+    else:
+        begin({})
     consume: Callable[[bytes], None] = form.feed if form else file.feed
     error: ApiError | None = None
     async for chunk in chunks:
@@ -64,17 +69,21 @@ async def read_body(chunks: AsyncIterable[bytes], content_type: str, file: Growi
 class _Json:
     """An object whose `input_audio` holds the recording, as in chats; what else it has are fields."""
 
-    def __init__(self, file: GrowingBuffer) -> None:
+    def __init__(self, file: GrowingBuffer, begin: Begin) -> None:
         self._file = file
+        self._begin = begin
         self._text = bytearray()
 
     def feed(self, data: bytes) -> None:
         self._text += data
 
     async def finish(self) -> Fields:
-        return await asyncio.to_thread(self._read)  # megabytes of text, for which the event loop has no time
+        audio, fields = await asyncio.to_thread(self._read)  # megabytes of text, for which the event loop has no time
+        self._begin(fields)
+        await asyncio.to_thread(self._file.feed, audio)
+        return fields
 
-    def _read(self) -> Fields:
+    def _read(self) -> tuple[bytes, Fields]:
         check_values(self._text)
         try:
             body = read_json(self._text.decode())
@@ -83,8 +92,8 @@ class _Json:
         audio = body.pop("input_audio", None) if isinstance(body, dict) else None
         if not isinstance(audio, dict):
             raise InvalidRequest('The recording goes into "input_audio": {"data": "<base64>"}.', param="input_audio")
-        self._file.feed(decode_base64(audio.get("data"), "input_audio.data"))
-        return {name: [_as_text(value)] for name, value in body.items() if value is not None}
+        fields = {name: [_as_text(value)] for name, value in body.items() if value is not None}
+        return decode_base64(audio.get("data"), "input_audio.data"), fields
 
 
 def _as_text(value: Any) -> str:
@@ -95,9 +104,10 @@ def _as_text(value: Any) -> str:
 class _Form:
     """A multipart form, parsed piece by piece."""
 
-    def __init__(self, boundary: str, file: GrowingBuffer) -> None:
+    def __init__(self, boundary: str, file: GrowingBuffer, begin: Begin) -> None:
         self.fields: Fields = {}
         self._file = file
+        self._begin = begin
         self._has_file = self._ended = self._is_file = False
         self._name = ""
         self._value = bytearray()
@@ -152,6 +162,7 @@ class _Form:
             if self._has_file:
                 raise InvalidRequest("The form has two parts named 'file'; send one recording.", param=FILE)
             self._has_file = True
+            self._begin(self.fields)
 
     def _part_data(self, data: bytes) -> None:
         if self._name == FILE:

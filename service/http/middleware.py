@@ -47,8 +47,8 @@ class Observed:
         headers = Headers(scope=scope)
         if scope["type"] != "http":
             logs.begin_request(headers.get("x-request-id"))
-            begin()
-            await self.app(scope, receive, send)
+            with begin().held:
+                await self.app(scope, receive, send)
             return
         request_id = logs.begin_request(headers.get("x-request-id"))
         request = begin()
@@ -83,6 +83,7 @@ class Observed:
                 metrics.REFUSALS.labels("internal_error").inc()
                 await JSONResponse(error.body(), error.status)(scope, receive, watched_send)
             finally:
+                request.held.close()
                 self._account(scope, status, state["client"], request, trace)
 
     def _account(self, scope: Scope, status: int, client: str, request: RequestContext, trace: tracing.Trace) -> None:
@@ -90,7 +91,7 @@ class Observed:
         seconds = time.perf_counter() - times.started
         endpoint = self._endpoint(scope)
         told = UNTOLD if self.open_metrics and client != ANONYMOUS else client
-        metrics.REQUESTS.labels(endpoint, str(status), told).inc()
+        metrics.REQUESTS.labels(endpoint, str(status), told, request.model).inc()
         metrics.REQUEST_SECONDS.labels(endpoint).observe(seconds)
         request.publish()
         facts = {
@@ -102,11 +103,12 @@ class Observed:
             "prompt_tokens": request.prompt_tokens,
             "completion_tokens": request.completion_tokens,
             "client": client,
+            "model": request.model,
         }
         trace.end(facts, times.spans.copy(), times.stages)
         log.info(
             "%(method)s %(endpoint)s %(status)d in %(seconds)s s, audio %(audio_seconds)s s, tokens %(prompt_tokens)d + "
-            "%(completion_tokens)d, client %(client)s",
+            "%(completion_tokens)d, client %(client)s, model %(model)s",
             facts,
             extra=facts,
         )

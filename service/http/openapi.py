@@ -198,3 +198,5 @@ HEALTH: dict[str, Any] = {"response_model": Status, "responses": _errors(503)}
 MODEL: dict[str, Any] = {"responses": _errors(404)}
 METRICS: dict[str, Any] = {"responses": {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}}
 SECRET = _operation(SecretReply)
+LOAD: dict[str, Any] = {"responses": _errors(400, 403, 408, 409, 413, 415, 429, 503, 504)}
+UNLOAD: dict[str, Any] = {"responses": _errors(400, 403, 404, 503)}

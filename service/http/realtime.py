@@ -5,14 +5,13 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from fastapi import APIRouter, Request, WebSocket
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.websockets import WebSocketDisconnect
 
-from service.answers.fields import check_model
 from service.errors import ApiError, InvalidRequest, OriginRefused, Overloaded, Unavailable
 from service.gate.keys import Keys
 from service.http.door import LAST_WORDS_SECONDS, client_of
@@ -20,10 +19,12 @@ from service.http.json_route import JsonRoute, check_values
 from service.http.middleware import key_of
 from service.http.openapi import SECRET
 from service.http.routes import Ready, loaded
+from service.listening.deaf import refusal
+from service.model import Models
 from service.realtime import beta
 from service.realtime.config import SessionConfig
 from service.realtime.protocol import Event, RealtimeError, new_id
-from service.realtime.session import Session
+from service.realtime.session import Session, Talks
 from service.settings import ServeSettings
 from service.telemetry import metrics
 
@@ -43,11 +44,11 @@ async def realtime(websocket: WebSocket) -> None:
     settings: ServeSettings = state.settings
     client = client_of(websocket.scope)
     try:
-        config = _check(websocket, settings, state.keys)
-        await loaded(websocket)
+        _check(websocket, settings)
+        config, talks = _set_up(websocket, (await loaded(websocket)).models, state.keys)
         with state.sessions.admit(client), state.drain.talking(), metrics.REALTIME_SESSIONS.track_inprogress():
             await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in websocket.scope["subprotocols"] else None)
-            await _Talk(websocket, settings).run(config)
+            await _Talk(websocket, settings).run(talks, config)
     except ApiError as error:
         headers = {}
         if isinstance(error, Overloaded):  # which the door has counted
@@ -74,32 +75,53 @@ class SecretRequest(BaseModel):
 async def client_secrets(body: SecretRequest, request: Request, service: Ready) -> dict[str, Any]:
     """OpenAI's: a key for a while, which opens sockets and nothing else."""
     config = SessionConfig(type=_session_type(body.session)).updated(body.session)
-    service.talks.prompts.check_length(len(config.instructions), "session.instructions")
+    service.prompts.check_length(len(config.instructions), "session.instructions")
     seconds = body.expires_after.seconds
-    key = request.app.state.keys.lend(client_of(request.scope), seconds, config)
+    opens = _Opens(config, str(body.session.get("model")))
+    key = request.app.state.keys.lend(client_of(request.scope), seconds, opens)
     session = {"id": new_id("sess"), **config.shown(), "expires_at": 0, "include": None}
     return {"value": key, "expires_at": int(time.time()) + seconds, "session": session}
+
+
+class _Opens(NamedTuple):
+    """What sockets begin with that a key opens which is lent."""
+
+    config: SessionConfig
+    model: str
 
 
 def _session_type(session: Mapping[str, Any]) -> Literal["realtime", "transcription"]:
     return "transcription" if session.get("type") == "transcription" else "realtime"
 
 
-def _check(websocket: WebSocket, settings: ServeSettings, keys: Keys) -> SessionConfig:
-    """What a session begins with; raises ApiError for a handshake that can't lead to one."""
+def _check(websocket: WebSocket, settings: ServeSettings) -> None:
+    """Raises ApiError for a handshake that can't lead to a session."""
     _check_origin(websocket, settings)
     if websocket.app.state.drain.begun.is_set():
         raise Unavailable("The service is shutting down.")
-    query = websocket.query_params
-    if "call_id" in query:
+    if "call_id" in websocket.query_params:
         raise InvalidRequest("There are no calls here; open a socket with 'model' instead.", param="call_id")
+
+
+def _set_up(websocket: WebSocket, models: Models, keys: Keys) -> tuple[SessionConfig, Talks]:
+    """What a session begins with, and the talks of its model.
+
+    Who has a key that is lent, or has only transcripts written, may name a model of OpenAI's. Raises ModelNotFound where others do, and
+    InvalidRequest for a model that doesn't hear.
+    """
+    query = websocket.query_params
+    asked = query.get("model", query.get("deployment"))  # the latter as Azure's clients say
     if lent := keys.lent(key_of(websocket.scope)):
-        config: SessionConfig = lent.what_for
-        return config
-    if query.get("intent") == "transcription":
-        return SessionConfig(type="transcription").updated({"audio": {"input": {"transcription": {}}}})
-    check_model(query.get("model", query.get("deployment")), settings.names())  # the latter as Azure's clients say
-    return SessionConfig()
+        opens: _Opens = lent.what_for
+        config, model = opens.config, models.known(asked, opens.model)
+    elif query.get("intent") == "transcription":
+        config = SessionConfig(type="transcription").updated({"audio": {"input": {"transcription": {}}}})
+        model = models.known(asked)
+    else:
+        config, model = SessionConfig(), models.find(asked)
+    if model.talks is None:
+        raise refusal(model.names[0])
+    return config, model.talks
 
 
 def _check_origin(websocket: WebSocket, settings: ServeSettings) -> None:
@@ -162,7 +184,7 @@ class _Talk:
         self._settings = settings
         self._ends = time.time() + settings.session_seconds
 
-    async def run(self, config: SessionConfig) -> None:
+    async def run(self, talks: Talks, config: SessionConfig) -> None:
         """Takes messages until somebody ends it."""
         state, started = self._socket.app.state, time.perf_counter()
         unsent = _Unsent(self._socket)
@@ -170,7 +192,7 @@ class _Talk:
             beta.HEADER in self._socket.headers.get("openai-beta", "")
             or beta.SUBPROTOCOL in self._socket.scope["subprotocols"]
         )
-        session = Session(state.service.talks, state.admission, config, int(self._ends), unsent.put, in_beta_form)
+        session = Session(talks, state.admission, config, int(self._ends), unsent.put, in_beta_form)
         try:
             code = await self._serve(session, unsent)
             await session.end_answers()

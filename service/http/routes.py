@@ -3,9 +3,11 @@
 import asyncio
 import time
 import urllib.parse
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
+from functools import partial
 from itertools import islice
+from operator import attrgetter
 from typing import Annotated, Any, TypeVar
 
 import torch
@@ -13,11 +15,11 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, HTTPConnection
-from torch import Tensor
 
 from service.answers.chat import (
     ALLOW_TRUNCATED,
     ChatCompletionRequest,
+    ChatService,
     CompletionRequest,
     DetokenizeRequest,
     ResponsesRequest,
@@ -45,14 +47,16 @@ from service.http.openapi import (
     TOKENIZE,
     TRANSCRIPTION,
 )
-from service.listening.listener import FULL, Ahead, Budget, Cut, Recording
+from service.listening.listener import FULL, Recording
 from service.loading import Service
+from service.model import Model
 from service.request import running
 from service.telemetry import metrics
 
 router = APIRouter(route_class=JsonRoute)
 T = TypeVar("T")
 Options = TypeVar("Options", SpeechRequest, TranscriptionRequest)
+Hearing = Coroutine[Any, Any, Recording]
 Generation = TypeVar("Generation", ChatCompletionRequest, CompletionRequest, ResponsesRequest)
 
 API_VERSION = "api-version"  # in the query of every request of Azure's clients
@@ -79,17 +83,16 @@ async def speech(request: Request, service: Ready) -> Response:
     while they arrive. Where it is the whole body, the LLM reads the windows of a long recording while it arrives, too.
     """
 
-    early = _early_options(SpeechRequest, request)
+    early = _early_options(SpeechRequest, request, service)
 
-    async def ahead(rows: Tensor) -> None:
-        assert early is not None
-        await service.speech.prepare(early, rows)
+    def hear(model: Model, file: GrowingBuffer) -> Hearing:
+        ahead = partial(model.speech.prepare, early) if early else None
+        return model.listener.hear(file, FULL, ahead, model.listener.budget(), allow_truncated=True)
 
-    budget = service.listener.budget()
-    fields, recording = await _receive(request, service, ahead=ahead if early else None, budget=budget)
+    model, fields, recording = await _receive(request, service, hear)
     options = early or _options(SpeechRequest, request, fields)
     _check_whole(recording, options.allow_truncated)
-    events = service.speech.answer(options, recording)
+    events = model.speech.answer(options, recording)
     if options.stream:
         first = await _unless_gone(request, anext(events))
         return EventStream(_sse(first, events), _truncated())
@@ -99,38 +102,42 @@ async def speech(request: Request, service: Ready) -> Response:
 @router.post("/v1/chat/completions", **CHAT)
 async def chat_completions(body: ChatCompletionRequest, request: Request, service: Ready) -> Response:
     """OpenAI's chat completions; a message's content may hold `input_audio` and `audio_url` parts."""
-    return await _generate(request, service.chat.complete, body)
+    return await _generate(request, service, ChatService.complete, body)
 
 
 @router.post("/v1/completions", **COMPLETION)
 async def completions(body: CompletionRequest, request: Request, service: Ready) -> Response:
     """OpenAI's completions, of text alone."""
-    return await _generate(request, service.chat.complete_text, body)
+    return await _generate(request, service, ChatService.complete_text, body)
 
 
 @router.post("/v1/responses", **RESPONSE)
 async def responses(body: ResponsesRequest, request: Request, service: Ready) -> Response:
     """OpenAI's responses; nothing is stored."""
-    return await _generate(request, service.chat.respond, body)
+    return await _generate(request, service, ChatService.respond, body)
 
 
 @router.post("/tokenize", **TOKENIZE)
 async def tokenize(body: TokenizeRequest, service: Ready) -> dict[str, Any]:
     """vLLM's: the token ids of a text or of messages; 0 where speech stands."""
-    return await service.chat.tokenize(body)
+    return await service.models.find(body.model or None).chat.tokenize(body)
 
 
 @router.post("/detokenize", **DETOKENIZE)
 async def detokenize(body: DetokenizeRequest, service: Ready) -> dict[str, Any]:
     """vLLM's: the text of token ids."""
-    return await service.chat.detokenize(body)
+    return await service.models.find(body.model or None).chat.detokenize(body)
 
 
 async def _generate(
-    request: Request, answer: Callable[[Generation], Awaitable[AsyncIterator[str] | dict[str, Any]]], body: Generation
+    request: Request,
+    service: Service,
+    answer: Callable[[ChatService, Generation], Awaitable[AsyncIterator[str] | dict[str, Any]]],
+    body: Generation,
 ) -> Response:
     body.model = _deployment(request) or body.model
-    reply = await _unless_gone(request, answer(body))
+    model = service.models.find(body.model or None)
+    reply = await _unless_gone(request, answer(model.chat, body))
     headers = _ignored(body) | _truncated()
     if isinstance(reply, dict):
         return JSONResponse(reply, headers=headers)
@@ -140,22 +147,26 @@ async def _generate(
 @router.post("/v1/audio/transcriptions", **TRANSCRIPTION)
 async def transcriptions(request: Request, service: Ready) -> Response:
     """OpenAI's transcriptions: writes down what is said. A recording of any length is cut at quiet places."""
-    return await _transcribe(request, service, Task.transcribe(service.checkpoint.config), Transcript.body)
+    return await _transcribe(request, service, attrgetter("transcribe"), Transcript.body)
 
 
 @router.post("/v1/audio/translations", **TRANSCRIPTION)
 async def translations(request: Request, service: Ready) -> Response:
     """OpenAI's translations: writes down in English what is said in another language."""
-    return await _transcribe(request, service, Task.translate(service.checkpoint.config), Transcript.translation)
+    return await _transcribe(request, service, attrgetter("translate"), Transcript.translation)
 
 
-async def _transcribe(request: Request, service: Service, to_do: Task, shape: Shape) -> Response:
-    early = _early_options(TranscriptionRequest, request)
-    fields, recording = await _receive(request, service, to_do.cut)
+async def _transcribe(request: Request, service: Service, task: Callable[[Model], Task], shape: Shape) -> Response:
+    early = _early_options(TranscriptionRequest, request, service)
+
+    def hear(model: Model, file: GrowingBuffer) -> Hearing:
+        return model.listener.hear(file, task(model).cut, allow_truncated=True)
+
+    model, fields, recording = await _receive(request, service, hear)
     options = early or _options(TranscriptionRequest, request, fields)
     _check_whole(recording, options.allow_truncated)
     transcript = Transcript.of(recording)
-    events = service.transcription.write(options, transcript, to_do)
+    events = model.transcription.write(options, transcript, task(model))
     headers = _ignored(options) | _truncated()
     if options.stream:
         first = await _unless_gone(request, anext(events))
@@ -192,17 +203,25 @@ def _truncated() -> dict[str, str]:
 @router.get("/v1/models")
 async def models(request: Request) -> dict[str, Any]:
     """The models that requests may name."""
-    return {"object": "list", "data": [_model_card(name) for name in request.app.state.settings.names()]}
+    return {"object": "list", "data": [model_card(name) for name in _names(request)]}
 
 
 @router.get("/v1/models/{model:path}", **MODEL)
 async def model(model: str, request: Request) -> dict[str, Any]:
     """One model."""
-    check_model(model, request.app.state.settings.names())
-    return _model_card(model)
+    check_model(model, _names(request))
+    return model_card(model)
 
 
-def _model_card(name: str) -> dict[str, Any]:
+def _names(request: Request) -> Sequence[str]:
+    """All that requests may name; the first model's while it is still loading."""
+    service: Service | None = request.app.state.service
+    names: Sequence[str] = request.app.state.settings.names() if service is None else service.models.names()
+    return names
+
+
+def model_card(name: str) -> dict[str, Any]:
+    """A model in OpenAI's form."""
     return {"id": name, "object": "model", "created": _STARTED, "owned_by": "blsp"}
 
 
@@ -244,40 +263,59 @@ async def version(request: Request) -> dict[str, str]:
 
 
 async def _receive(
-    request: Request, service: Service, cut: Cut = FULL, ahead: Ahead | None = None, budget: Budget | None = None
-) -> tuple[Fields, Recording]:
-    """Reads the body and listens to the audio in it at the same time."""
+    request: Request, service: Service, hear: Callable[[Model, GrowingBuffer], Hearing]
+) -> tuple[Model, Fields, Recording]:
+    """Reads the body and has its model listen to the audio in it at the same time.
+
+    Where a form names its model behind the audio, and it isn't the first, the audio is heard again.
+    """
     file = GrowingBuffer(request.app.state.settings.max_upload_bytes)
-    hearing = asyncio.create_task(service.listener.hear(file, cut, ahead, budget, allow_truncated=True))
+    begun: list[tuple[Model, asyncio.Task[Recording]]] = []
+
+    def begin(fields: Fields) -> None:
+        model = service.models.find(_asked(request, fields))
+        begun.append((model, asyncio.create_task(hear(model, file))))
+
     try:
-        fields = await read_body(request.stream(), request.headers.get("content-type", ""), file)
-        return fields, await _unless_gone(request, hearing)
+        fields = await read_body(request.stream(), request.headers.get("content-type", ""), file, begin)
+        model, hearing = begun[0]
+        recording = await _unless_gone(request, hearing)
+        if (asked := service.models.find(_asked(request, fields))) is not model:
+            model, recording = asked, await _unless_gone(request, hear(asked, file))
+        return model, fields, recording
     except BaseException as error:
         file.fail(error if isinstance(error, Exception) else ConnectionAbortedError("the request was cancelled"))
-        hearing.cancel()
-        await asyncio.gather(hearing, return_exceptions=True)
+        for _, hearing in begun:
+            hearing.cancel()
+            await asyncio.gather(hearing, return_exceptions=True)
         raise
     finally:
         file.close()
-        del hearing  # see _unless_gone
+        begun.clear()  # see _unless_gone
 
 
-def _early_options(kind: type[Options], request: Request) -> Options | None:
+def _asked(request: Request, fields: Fields) -> str | None:
+    """The model that a request names: in its path, among the fields so far or in its query."""
+    named = fields.get("model") or request.query_params.getlist("model")
+    return _deployment(request) or (named[0] if named else None)
+
+
+def _early_options(kind: type[Options], request: Request, service: Service) -> Options | None:
     """What a request asks whose body is all audio: an upload may take minutes, and what is wrong is said before them. None: it isn't."""
     kind_of_body = request.headers.get("content-type", "").lower()
-    has_fields = kind_of_body.startswith(("multipart/", JSON))  # maybe behind the audio
-    return None if has_fields else _options(kind, request, {})
+    if kind_of_body.startswith(("multipart/", JSON)):  # fields may be behind the audio
+        return None
+    options = _options(kind, request, {})
+    service.models.find(_asked(request, {}))
+    return options
 
 
 def _options(kind: type[Options], request: Request, fields: Fields) -> Options:
-    """A form's fields and those of the query, of this server's model."""
+    """A form's fields and those of the query."""
     for name, value in request.query_params.multi_items():
         if name != API_VERSION:
             fields.setdefault(name, []).append(value)
-    options = parse_fields(kind, fields)
-    options.model = _deployment(request) or options.model
-    check_model(options.model, request.app.state.settings.names())
-    return options
+    return parse_fields(kind, fields)
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:

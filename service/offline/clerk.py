@@ -28,6 +28,7 @@ from service.engine import VLLMClientError, as_api_error
 from service.errors import ApiError, InvalidRequest, Unavailable
 from service.listening.listener import FULL, Cut, Recording
 from service.loading import Service
+from service.model import Model
 from service.request import begin
 
 log = logging.getLogger(__name__)
@@ -90,40 +91,44 @@ class Clerk:
         """A line in the official form."""
         instruction = fields.get("instruction", self._defaults.instruction)
         request = parse_values(SpeechRequest, self._defaults.model_dump() | {"instruction": instruction})
-        recording = await self._hear_file(fields["audio"], "audio")
-        reply = await last(self._service.speech.answer(request, recording))
+        model = self._service.models.find(request.model)
+        recording = await self._hear_file(model, fields["audio"], "audio")
+        reply = await last(model.speech.answer(request, recording))
         return str(reply["text"])
 
     async def _chat(self, body: Fields) -> Any:
         request = parse_values(ChatCompletionRequest, body)
         _refuse_stream(request.stream)
-        return await self._service.chat.complete(request)
+        return await self._service.models.find(request.model or None).chat.complete(request)
 
     async def _speech(self, body: Fields) -> Any:
         request = parse_values(SpeechRequest, _without_audio(body))
         _refuse_stream(request.stream)
-        return await last(self._service.speech.answer(request, await self._hear(body)))
+        model = self._service.models.find(request.model)
+        return await last(model.speech.answer(request, await self._hear(model, body)))
 
     async def _transcribe(self, body: Fields) -> Any:
-        return await self._write(body, Task.transcribe(self._service.checkpoint.config))
+        return await self._write(body, lambda model: model.transcribe, Transcript.body)
 
     async def _translate(self, body: Fields) -> Any:
-        return await self._write(body, Task.translate(self._service.checkpoint.config), Transcript.translation)
+        return await self._write(body, lambda model: model.translate, Transcript.translation)
 
-    async def _write(self, body: Fields, to_do: Task, shape: Shape = Transcript.body) -> Any:
+    async def _write(self, body: Fields, task: Callable[[Model], Task], shape: Shape) -> Any:
         request = parse_values(TranscriptionRequest, _without_audio(body))
         _refuse_stream(request.stream)
-        transcript = Transcript.of(await self._hear(body, to_do.cut))
-        await last(self._service.transcription.write(request, transcript, to_do))
+        model = self._service.models.find(request.model)
+        to_do = task(model)
+        transcript = Transcript.of(await self._hear(model, body, to_do.cut))
+        await last(model.transcription.write(request, transcript, to_do))
         return shape(transcript, request)
 
-    async def _hear(self, body: Fields, cut: Cut = FULL) -> Recording:
+    async def _hear(self, model: Model, body: Fields, cut: Cut = FULL) -> Recording:
         """The recording of a body: `file` is a path; `file_url`, as in vLLM's batch files, a data: URL."""
         if "file_url" not in body:
-            return await self._hear_file(body.get("file"), "file", cut)
-        return await self._service.listener.hear(io.BytesIO(read_data_url(body["file_url"], "file_url")), cut)
+            return await self._hear_file(model, body.get("file"), "file", cut)
+        return await model.listener.hear(io.BytesIO(read_data_url(body["file_url"], "file_url")), cut)
 
-    async def _hear_file(self, path: Any, param: str, cut: Cut = FULL) -> Recording:
+    async def _hear_file(self, model: Model, path: Any, param: str, cut: Cut = FULL) -> Recording:
         if not isinstance(path, str):
             raise InvalidRequest("The path of a recording is a string.", param=param)
         try:
@@ -131,7 +136,7 @@ class Clerk:
         except (OSError, ValueError) as error:
             raise InvalidRequest(f"The recording {path!r} can't be read: {error}.", param=param) from error
         with file:
-            return await self._service.listener.hear(file, cut)
+            return await model.listener.hear(file, cut)
 
 
 def parse_line(text: bytes) -> dict[str, Any]:

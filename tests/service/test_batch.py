@@ -7,13 +7,16 @@ import re
 import subprocess
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from models.manifest import InputError
-from service.errors import Unavailable
+from service.answers.speech import SpeechRequest
+from service.errors import ModelNotFound, Unavailable
 from service.offline.batch import open_batch
+from service.offline.clerk import Clerk
 from tests.killed_batch import BROKEN, INSTRUCTION, SAMPLES, TOKENS, KilledBatch, chat, lines
 from tests.serving import BLSP, Server
 
@@ -210,3 +213,25 @@ def test_a_missing_input_makes_no_output(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         run(tmp_path / "missing", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+async def test_a_line_names_its_model(tmp_path: Path) -> None:
+    """Without one it is the first's; and one that is not there is told."""
+
+    def find(asked: str | None) -> Any:
+        if asked == "nope":
+            raise ModelNotFound("The model 'nope' does not exist.", param="model")
+
+        async def complete(request: Any) -> dict[str, Any]:
+            return {"by": asked}
+
+        return SimpleNamespace(chat=SimpleNamespace(complete=complete))
+
+    clerk = Clerk(cast(Any, SimpleNamespace(models=SimpleNamespace(find=find))), tmp_path, SpeechRequest())
+    told = []
+    for model in ({"model": "second"}, {}, {"model": "nope"}):
+        body = {"messages": [{"role": "user", "content": "Hi"}], **model}
+        line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+        told.append((await clerk.answer(1, json.dumps(line).encode()))["response"])
+    assert [reply["status_code"] for reply in told] == [200, 200, 404]
+    assert [reply["body"].get("by") for reply in told] == ["second", None, None]

@@ -2,6 +2,7 @@ import base64
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -172,3 +173,26 @@ async def test_a_field_that_is_not_utf8_is_refused() -> None:
     body = b'--b\r\nContent-Disposition: form-data; name="instruction"\r\n\r\n\xff\xfe\r\n--b--\r\n'
     with pytest.raises(InvalidRequest, match="UTF-8"):
         await read(body, "multipart/form-data; boundary=b")
+
+
+@pytest.mark.parametrize("behind", [False, True])
+async def test_before_the_first_byte_of_audio_it_is_told_which_fields_are_there(behind: bool) -> None:
+    parts: list[Any] = [("model", (None, "a")), ("file", ("a.wav", b"x")), ("prompt", (None, "b"))]
+    request = httpx.Request("POST", "http://test", files=[*parts[1:], parts[0]] if behind else parts)
+    file = GrowingBuffer(100)
+    told: list[tuple[Fields, int]] = []
+    await read_body(
+        pieces(request.read(), 7),
+        request.headers["content-type"],
+        file,
+        lambda fields: told.append((dict(fields), file.received)),
+    )
+    assert told == [({} if behind else {"model": ["a"]}, 0)]
+
+
+async def test_json_and_bare_audio_tell_it_too() -> None:
+    told: list[Fields] = []
+    body = {"model": "a", "input_audio": {"data": "eA=="}, "prompt": "b"}
+    await read_body(pieces(json.dumps(body).encode(), 9), "application/json", GrowingBuffer(9), told.append)
+    await read_body(pieces(b"RIFF", 2), "audio/wav", GrowingBuffer(9), told.append)
+    assert told == [{"model": ["a"], "prompt": ["b"]}, {}]

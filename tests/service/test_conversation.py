@@ -104,7 +104,9 @@ async def test_a_recording_and_the_history_before_it_may_be_as_long_as_one_toget
         raise Built
 
     ears, prompts = Ears(60.0), SimpleNamespace(check_pieces=lambda count, param: None, build=build)
-    service = SpeechService(cast(Any, None), Conversations(cast(Any, ears), cast(Any, ears)), cast(Any, prompts), ["a"])
+    service = SpeechService(
+        cast(Any, None), Conversations(cast(Any, ears), cast(Any, ears)), cast(Any, prompts), "tiny"
+    )
     for seconds, outcome in ((40, Built), (41, AudioTooLong)):
         recording = Recording([torch.zeros(1, 1)], [seconds * RATE])
         with pytest.raises(outcome):

@@ -62,6 +62,8 @@ ELSEWHERE = {
         "none",
         "unavailable",
         "deadline_exceeded",
+        "not_admin",
+        "name_taken",
     ),
     *("requests", "client_requests", "rate", "audio_seconds", "prompt_tokens", "body_bytes", "connections"),
 }  # need other settings, or a defect: test_guarded_server.py, test_realtime_api.py, test_limits_api.py, test_admission.py, and so on

@@ -46,7 +46,7 @@ def guarded(**settings: Any) -> dict[str, Any]:
 
 
 def count(**labels: str) -> float:
-    return REGISTRY.get_sample_value("blsp_requests_total", labels) or 0.0
+    return REGISTRY.get_sample_value("blsp_requests_total", {"model": "", **labels}) or 0.0
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -206,6 +206,7 @@ async def test_one_line_a_request(form: logs.Form) -> None:
         "prompt_tokens": 0,
         "completion_tokens": 0,
         "client": "anonymous",
+        "model": "",
     }
 
 

@@ -1,10 +1,14 @@
 """What the OpenAPI document says of single operations; test_openapi.py holds the server to all of it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from service.http.app import create_app
 from service.http.openapi import CHAT, HEALTH, METRICS, MODEL, SPEECH, TRANSCRIPTION
+from service.loading import Service
+from service.settings import ServeSettings
 
 
 @pytest.mark.parametrize("operation", [SPEECH, TRANSCRIPTION, CHAT], ids=["speech", "transcription", "chat"])
@@ -30,3 +34,16 @@ def test_a_recording_is_needed(operation: dict[str, Any], kinds: set[str]) -> No
     assert body["content"].keys() == kinds
     assert body["content"]["multipart/form-data"]["schema"]["required"] == ["file"]
     assert body["content"]["application/json"]["schema"]["required"] == ["input_audio"]
+
+
+def test_adapters_are_loaded_only_where_there_is_a_folder(tmp_path: Path) -> None:
+    async def never() -> Service:
+        raise AssertionError
+
+    def paths(**settings: Any) -> Any:
+        return create_app(ServeSettings.model_validate({"model": "tiny"} | settings), never).openapi()["paths"]
+
+    assert "/v1/adapters" not in paths()
+    there = paths(adapter_folder=tmp_path)
+    assert {"200", "400", "401", "403", "409", "500"} <= there["/v1/adapters"]["post"]["responses"].keys()
+    assert {"200", "400", "401", "403", "404", "500"} <= there["/v1/adapters/{name}"]["delete"]["responses"].keys()

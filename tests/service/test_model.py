@@ -1,0 +1,126 @@
+"""Models by their names, and how one goes."""
+
+import asyncio
+import gc
+import weakref
+from contextvars import copy_context
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from models.config import BlspConfig, CheckpointError
+from service import model as models
+from service.adapters import Adapter
+from service.errors import InvalidRequest, ModelNotFound, NameTaken
+from service.listening.deaf import Deaf
+from service.model import Models, Shared
+from service.request import RequestContext, begin, running
+from service.settings import ModelSettings
+
+
+class Ears:
+    """Stands in for an embedder."""
+
+
+class FakeListener:
+    def __init__(self, embedder: object = None) -> None:
+        self.embedder = embedder
+
+    def with_embedder(self, embedder: object) -> "FakeListener":
+        return FakeListener(embedder)
+
+
+def adapter(**config: Any) -> Adapter:
+    checkpoint = SimpleNamespace(config=BlspConfig(**config), folder=Path("x"))
+    return Adapter(cast(Any, checkpoint), cast(Any, Ears()))
+
+
+@pytest.fixture
+def several(monkeypatch: pytest.MonkeyPatch) -> Models:
+    """A first model of two names, the LLM by itself, and an adapter."""
+    monkeypatch.setattr(models, "ChatService", lambda *_: None)
+    shared = Shared(ModelSettings(), *cast(Any, [None] * 4))
+    several = Models(shared, ("first", "1st"), adapter(), cast(Any, FakeListener()))
+    several.add_llm("llm")
+    several.add_adapter("second", adapter(transcribe_instruction="Write."))
+    return several
+
+
+def test_names(several: Models) -> None:
+    assert several.names() == ["first", "1st", "llm", "second"]
+    assert several.find(None) is several.find("first") is several.find("1st") is several.first
+    second = several.find("second")
+    assert second.transcribe.instruction == "Write."
+    assert second.adapter is not None
+    assert cast(Any, second.listener).embedder is second.adapter.embedder
+    with pytest.raises(ModelNotFound, match="this server has 'first', '1st', 'llm', 'second'"):
+        several.find("nope")
+
+
+def test_clients_that_name_openais(several: Models) -> None:
+    assert several.known("gpt", None) is several.known(None) is several.first
+    assert several.known("gpt", "second") is several.known("second", "llm") is several.find("second")
+
+
+async def test_the_llm_by_itself_is_deaf(several: Models) -> None:
+    llm = several.find("llm")
+    assert isinstance(llm.listener, Deaf)
+    assert llm.talks is None
+    with pytest.raises(InvalidRequest, match="'llm' reads text alone"):
+        await llm.listener.hear(b"")
+
+
+async def test_it_goes_when_the_last_request_is_over_that_it_answers(several: Models) -> None:
+    def ask() -> RequestContext:
+        """In a context of its own, as each request is."""
+        context = begin()
+        several.find("second")
+        several.find("second")
+        return context
+
+    requests = [copy_context().run(ask) for _ in range(2)]
+    ears = weakref.ref(cast(Any, several.find("second").adapter).embedder)
+    running().held.close()  # the test's own
+    unloading = asyncio.create_task(several.unload_adapter("second"))
+    await asyncio.sleep(0)
+    with pytest.raises(ModelNotFound):
+        several.find("second")
+    for context in requests:
+        assert not unloading.done()
+        context.held.close()
+        await asyncio.sleep(0)
+    await unloading
+    assert "second" not in several.names()
+    gc.collect()
+    assert ears() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("first", InvalidRequest), ("1st", InvalidRequest), ("llm", InvalidRequest)]
+)
+async def test_what_stays(several: Models, name: str, error: type[Exception]) -> None:
+    with pytest.raises(error, match="no adapter"):
+        await several.unload_adapter(name)
+    assert name in several.names()
+
+
+async def test_each_that_is_loaded_finds_those_before(several: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where two are loaded at once; and one that fails leaves nothing."""
+    beside: list[int] = []
+
+    def load(name: str, path: str, settings: ModelSettings, others: list[Adapter]) -> Adapter:
+        beside.append(len(others))
+        if path == "bad":
+            raise CheckpointError("The adapter 'd' can't be served: it is bad")
+        return adapter()
+
+    monkeypatch.setattr(models, "load_adapter", load)
+    await asyncio.gather(*(several.load_adapter(name, name) for name in "abc"))
+    assert beside == [2, 3, 4]
+    with pytest.raises(InvalidRequest, match="'d' can't be served: it is bad"):
+        await several.load_adapter("d", "bad")
+    with pytest.raises(NameTaken):
+        await several.load_adapter("llm", "x")
+    assert several.names() == ["first", "1st", "llm", "second", "a", "b", "c"]
