@@ -9,7 +9,7 @@ PIP_FLAGS ?=
 LOCK ?= requirements.lock
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 
-.PHONY: help setup setup-plain-torch serve model test check mutation fuzz schemathesis diagram alerts bench bench-gpu gpu-kit soak soak-talk attack overload overload-world lock check-images screenshots clean
+.PHONY: help setup setup-plain-torch serve model test check mutation fuzz schemathesis diagram alerts bench bench-adapters bench-gpu gpu-kit soak soak-talk attack overload overload-world lock check-images screenshots clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -106,6 +106,9 @@ bench-gpu: ## Measure encoder and service on a GPU (12 minutes); keeps logs and 
 
 gpu-kit: ## Download what a machine with a GPU and Python 3.12, but without a network, lacks, in parts of 60 MiB (benchmarks/gpu/kit.sh says more).
 	benchmarks/gpu/kit.sh
+
+bench-adapters: .venv/bin/blsp ## Ask 32 adapters on one engine at once, and one as much, and see that it costs no more (six minutes).
+	.venv/bin/python -m benchmarks.adapters
 
 soak: .venv/bin/blsp ## Send 5,000 requests to one server and see that memory and cost per request stay as they are.
 	.venv/bin/python -m benchmarks.soak
