@@ -15,7 +15,7 @@ from starlette.websockets import WebSocketDisconnect
 from service.errors import ApiError, InvalidRequest, OriginRefused, Overloaded, Unavailable
 from service.gate.keys import Keys
 from service.http.door import LAST_WORDS_SECONDS, client_of
-from service.http.json_route import JsonRoute, check_values
+from service.http.json_route import JsonRoute, check_values_aside
 from service.http.middleware import key_of
 from service.http.openapi import SECRET
 from service.http.routes import Ready, loaded
@@ -246,7 +246,7 @@ class _Talk:
                 session.refuse(RealtimeError("Events are JSON in text messages.", code="invalid_event"))
                 return UNSUPPORTED
             try:
-                check_values(text.encode("utf-8", "surrogatepass"))
+                await check_values_aside(text.encode("utf-8", "surrogatepass"))
             except InvalidRequest as error:
                 session.refuse(error)
             else:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidRequest, WrongMediaType
-from service.http.json_route import MAX_COMMAS, MAX_CONTAINERS, JsonRoute, check_values
+from service.http.json_route import MAX_CONTAINERS, MAX_VALUES, JsonRoute, check_values
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from service.http.json_route import MAX_COMMAS, MAX_CONTAINERS, JsonRoute, check
     [
         b'{"messages": [' + b"{}," * MAX_CONTAINERS + b"{}]}",
         b"[" * (MAX_CONTAINERS + 1),
-        b"[" + b"1," * (MAX_COMMAS + 1) + b"1]",
+        b"[" + b"1," * (MAX_VALUES + 1) + b"1]",
         b'{"a": "\\"", "b": [' + b"[]," * MAX_CONTAINERS + b"[]]}",
     ],
     ids=["objects", "depth", "values", "behind an escaped quote"],
@@ -26,7 +26,7 @@ def test_too_many_values_are_refused(text: bytes) -> None:
         check_values(text)
 
 
-@pytest.mark.parametrize("text", ["{[," * MAX_COMMAS, '\\"{' * MAX_CONTAINERS, "\\\\{" * MAX_CONTAINERS])
+@pytest.mark.parametrize("text", ["{[," * MAX_VALUES, '\\"{' * MAX_CONTAINERS, "\\\\{" * MAX_CONTAINERS])
 def test_what_a_text_holds_does_not_count(text: str) -> None:
     check_values(json.dumps({"content": text, "more": [text]}).encode())
 
