@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import vllm
 from pydantic import ValidationError
-from vllm.config import VllmConfig
+from vllm.config import StructuredOutputsConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError as VLLMClientError
 from vllm.inputs import tokens_input
@@ -180,8 +180,8 @@ class Plan:
         return dtype
 
     @classmethod
-    def make(cls, model: Path, name: str, dtype: str, options: list[str]) -> "Plan":
-        """For the LLM in the folder `model`, called `name` in the engine's metrics.
+    def make(cls, model: Path, name: str, dtype: str, options: list[str], *, tools: bool = False) -> "Plan":
+        """For the LLM in the folder `model`, called `name` in the engine's metrics; with `tools`, replies may be held to calls of them.
 
         `options` are vLLM's engine flags. Raises OptionError for one that vLLM does not take, and what vLLM raises.
         """
@@ -204,6 +204,10 @@ class Plan:
             enable_prompt_embeds=True,
             scheduling_policy="priority",
             enforce_eager=on_cpu,
+            # Its work has limits, for compiling and for every token. With xgrammar, a pattern of 440 letters takes 1.5 s a token, in which
+            # nobody gets one, and one of 3,600 half a minute to compile, which goes on when the client has left. But vLLM holds calls of
+            # tools to forms that only xgrammar knows.
+            structured_outputs_config=StructuredOutputsConfig(backend="auto" if tools else "guidance"),
         )
         if on_cpu:
             # Instead of 128: the prefix cache gives whole blocks, and the rest is computed again.

@@ -81,7 +81,8 @@ async def load(settings: ModelSettings, names: Sequence[str], progress: Progress
         await asyncio.to_thread(
             self_check, checkpoint, settings.self_check, settings.self_check_agreement, device, progress
         )
-    plan = await asyncio.to_thread(Plan.make, checkpoint.llm, names[0], settings.dtype, settings.vllm)
+    tools = settings.tool_call_parser is not None
+    plan = await asyncio.to_thread(Plan.make, checkpoint.llm, names[0], settings.dtype, settings.vllm, tools=tools)
     progress(f"Loading encoder and adapter on {device}")
     embedder = await asyncio.to_thread(checkpoint.load_embedder, plan.dtype, device)
     own = Adapter(checkpoint, embedder)

@@ -139,6 +139,21 @@ def test_a_plan_knows_the_dtype_before_the_engine_starts(llm_folder: Path) -> No
     assert not plan.logs_stats
 
 
+@pytest.mark.parametrize(
+    ("options", "tools", "backend"),
+    [
+        ([], False, "guidance"),
+        ([], True, "auto"),
+        (["--structured-outputs-config.backend", "xgrammar"], False, "xgrammar"),
+    ],
+)
+def test_forms_of_replies_are_followed_within_limits(
+    llm_folder: Path, options: list[str], tools: bool, backend: str
+) -> None:
+    plan = Plan.make(llm_folder, "tiny", "float32", options, tools=tools)
+    assert plan.config.structured_outputs_config.backend == backend
+
+
 @pytest.mark.parametrize("options", [["--nonsense"], ["--max-num-seqs", "0"]])
 def test_a_plan_takes_no_options_that_vllm_does_not_take(llm_folder: Path, options: list[str]) -> None:
     with pytest.raises(OptionError):
