@@ -25,6 +25,7 @@ from benchmarks.small import BUILD
 # The module of each part, its arguments, and the seconds that it may take.
 PARTS: dict[str, tuple[str, list[str], int]] = {
     "parity": ("benchmarks.gpu.encoder", ["parity"], 90),
+    "ids": ("benchmarks.gpu.ids", [], 60),
     "encoder-small": ("benchmarks.gpu.encoder", ["small"], 80),
     "encoder-large-v2": ("benchmarks.gpu.encoder", ["large-v2"], 130),
     "service": ("benchmarks.gpu.service", [], 410),

@@ -51,7 +51,7 @@ def table(figures: Results) -> Iterator[str]:
     yield f"{figures['made']}. bfloat16, random weights; milliseconds are medians of whole batches, until the GPU has done them."
     yield ""
     for name, part in parts.items():
-        shown = {"parity": _parity, "service": _service}.get(name, _encoder)
+        shown = {"parity": _parity, "ids": _ids, "service": _service}.get(name, _encoder)
         yield from shown(name, part["rows"])
         yield from (f"- {name}, {row['what']} failed: {row['failed']}" for row in part["rows"] if "failed" in row)
         yield ""
@@ -65,6 +65,12 @@ def _parity(_: str, rows: list[Results]) -> Iterator[str]:
         if "failed" not in row:
             ways = (f"{way.removeprefix('torch.')} {value:.2g}" for way, value in row.items() if way != "what")
             yield f"- {row['what']}: {'; '.join(ways)}"
+
+
+def _ids(_: str, rows: list[Results]) -> Iterator[str]:
+    found = [row for row in rows if "failed" not in row]
+    same, cases = (sum(row[what] for row in found) for what in ("same", "cases"))
+    yield f"Greedy ids in float32 as the official code's: {same} of {cases} replies, to {len(found)} recordings."
 
 
 def _encoder(name: str, rows: list[Results]) -> Iterator[str]:

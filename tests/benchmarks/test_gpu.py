@@ -47,6 +47,14 @@ FIGURES: dict[str, Any] = {
     "made": "2026-11-29",
     "parts": {
         "parity": {"card": "A card", "torch": "2", "rows": [{"what": "small", "torch.float32 graph": 2e-5}]},
+        "ids": {
+            "card": "A card",
+            "torch": "2",
+            "rows": [
+                {"what": "en", "cases": 3, "same": 3, "other": []},
+                {"what": "de", "cases": 2, "same": 1, "other": ["de"]},
+            ],
+        },
         "encoder-small": {
             "card": "A card",
             "torch": "2.11",
@@ -76,6 +84,7 @@ def test_the_table_has_every_figure_and_failure_with_the_cards_name() -> None:
     assert lines[0] == "## On a GPU: A card (`make bench-gpu`)"
     for line in (
         "- small: float32 graph 2e-05",
+        "Greedy ids in float32 as the official code's: 4 of 5 replies, to 2 recordings.",
         f"| 1 x 5 s | {' | '.join(['2.5'] * len(ENCODED))} |",
         "- encoder-small, 64 x 30 s failed: OutOfMemoryError: too much",
         "The service at Llama-2-7B's shapes, encoder as Whisper small's: ready after 61 s.",
