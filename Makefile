@@ -9,7 +9,7 @@ PIP_FLAGS ?=
 LOCK ?= requirements.lock
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 
-.PHONY: help setup setup-plain-torch serve model test check mutation fuzz schemathesis diagram alerts bench bench-adapters bench-gpu gpu-kit soak soak-talk attack overload overload-world lock check-images screenshots clean
+.PHONY: help setup setup-plain-torch serve model test check mutation fuzz schemathesis diagram alerts bench bench-adapters bench-gpu gpu-kit commits soak soak-talk attack overload overload-world lock check-images screenshots clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -109,6 +109,9 @@ gpu-kit: ## Download what a machine with a GPU and Python 3.12, but without a ne
 
 bench-adapters: .venv/bin/blsp ## Ask 32 adapters on one engine at once, and one as much, and see that it costs no more (six minutes).
 	.venv/bin/python -m benchmarks.adapters
+
+commits: .venv/bin/blsp ## Measure encoder and service of this tree beside those of COMMIT, in turns (ten minutes).
+	.venv/bin/python -m benchmarks.commits $(COMMIT)
 
 soak: .venv/bin/blsp ## Send 5,000 requests to one server and see that memory and cost per request stay as they are.
 	.venv/bin/python -m benchmarks.soak

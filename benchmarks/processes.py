@@ -85,11 +85,11 @@ def answer_lines() -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def ours(dtype: str, *options: str, checkpoint: Path = OURS) -> Iterator[Server]:
-    """`blsp serve` of a checkpoint, by default the small one."""
+def ours(dtype: str, *options: str, checkpoint: Path = OURS, root: Path = ROOT) -> Iterator[Server]:
+    """`blsp serve` of a checkpoint, by default the small one, with the code in `root`."""
     port = free_port()
     command = [BLSP, "serve", checkpoint, "--port", str(port), "--dtype", dtype, *options]
-    with _run([str(part) for part in command], f"ours-{dtype}") as popen:
+    with _run([str(part) for part in command], f"ours-{dtype}", root=root) as popen:
         yield _ready(popen, port, "/ready")
 
 
@@ -104,28 +104,31 @@ def peer(dtype: str, *options: str, checkpoint: Path = PEER) -> Iterator[Server]
         "--media-io-kwargs",
         '{"audio": {"audio_backend": "pyav"}}',
     ]  # else it first tries one that is not there
-    with _run(command, f"peer-{dtype}") as popen:
+    with _run(command, f"peer-{dtype}", root=ROOT) as popen:
         yield _ready(popen, port, "/health")
 
 
 @contextmanager
-def worker(module: str, *arguments: str, name: str = "") -> Iterator[Worker]:
-    """A module of this package that answers lines; its log has a `name`, by default of module and arguments."""
+def worker(module: str, *arguments: str, name: str = "", root: Path = ROOT) -> Iterator[Worker]:
+    """A module of this package, as it is in `root`, that answers lines; its log has a `name`, by default of module and arguments."""
     name = name or "-".join([module, *arguments])
-    with _run([sys.executable, "-m", module, *arguments], name, piped=True) as popen:
+    with _run([sys.executable, "-m", module, *arguments], name, piped=True, root=root) as popen:
         yield Worker(popen)
 
 
 @contextmanager
-def _run(command: list[str], name: str, *, piped: bool = False) -> Iterator["subprocess.Popen[str]"]:
-    """Runs a command with its output in build/NAME.log; ends it and its children."""
+def _run(command: list[str], name: str, *, root: Path, piped: bool = False) -> Iterator["subprocess.Popen[str]"]:
+    """Runs a command in `root` with its output in build/NAME.log, of other roots with theirs in the name; ends it and its children."""
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment |= {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONPATH": path}
     BUILD.mkdir(parents=True, exist_ok=True)
-    with (BUILD / f"{name}.log").open("w") as log:
+    log_name = name if root == ROOT else f"{name}-{root.name}"
+    with (BUILD / f"{log_name}.log").open("w") as log:
         pipe = subprocess.PIPE if piped else None
-        popen = subprocess.Popen(command, stdin=pipe, stdout=pipe or log, stderr=log, text=True, env=environment)
+        popen = subprocess.Popen(
+            command, cwd=root, stdin=pipe, stdout=pipe or log, stderr=log, text=True, env=environment
+        )
         try:
             yield popen
         finally:
