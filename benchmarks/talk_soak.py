@@ -17,6 +17,8 @@ from models.features import SAMPLE_RATE
 MINUTES = 10
 OTHERS = 3  # sockets beside the long one, for one turn each
 GROWTH = 1.05  # of resident memory, from the end of the second minute on
+# Of the KV cache so little that all of it has been used after the second minute: the system gives pages when they are first used.
+CACHE = ("--num-gpu-blocks-override", "256")
 PAUSE = np.zeros(SAMPLE_RATE, np.float32)
 
 
@@ -54,8 +56,9 @@ async def soak(server: processes.Server, minutes: float) -> tuple[int, list[int]
     async def watch() -> None:
         while True:
             await asyncio.sleep(60)
-            sizes.append(sum(server.resident_mib().values()))
-            print(f"minute {len(sizes)}: {sizes[-1]} MiB", flush=True)
+            by_name = server.resident_mib()
+            sizes.append(sum(by_name.values()))
+            print(f"minute {len(sizes)}: {sizes[-1]} MiB, {by_name}", flush=True)
 
     async with aiohttp.ClientSession() as http:
 
@@ -80,7 +83,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=MINUTES)
     minutes = parser.parse_args().minutes
     make_checkpoints()
-    with processes.ours("bfloat16") as server:
+    with processes.ours("bfloat16", *CACHE) as server:
         answered, sizes = asyncio.run(soak(server, minutes))
     grown = sizes[-1] / sizes[min(1, len(sizes) - 1)] if sizes else 1.0
     print(f"{answered} turns answered; resident memory {sizes} MiB, {grown:.3f} times that after two minutes")
