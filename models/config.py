@@ -61,7 +61,9 @@ class BlspConfig(BaseModel):
     transcribe_begun: str = ""
     """How the reply to that is begun; where it ends in a quotation mark, the reply ends at the next one: small LLMs repeat better so."""
     transcribe_seconds: float = Field(30.0, gt=0, le=30)
-    """The longest piece of a recording that a transcription asks the model about at once: small LLMs repeat little better than much."""
+    """The longest piece of a recording that a transcription asks the model about at once: small LLMs repeat little better than much.
+
+    Below 30, the model is not asked about pieces in which nobody speaks: small LLMs make up a text then."""
     translate_instruction: str = "Please translate the following audio into English text."
     """What a translation into English asks the model; the speech as in a transcription."""
     padding: PaddingPolicy = "30s"

@@ -51,6 +51,11 @@ class Embedder(nn.Module):
         """What the encoder computes in, and the dtype of the rows."""
         return self.encoder.conv1.weight.dtype
 
+    @property
+    def llm_dim(self) -> int:
+        """The width of the rows."""
+        return self.adapter.speech_ln.normalized_shape[0]
+
     def speech_length(self, n_samples: int) -> int:
         """How many speech embeddings a window of `n_samples` becomes; of an adapter that spells, at most."""
         return self.adapter.subsampler.output_length(encoder_length(n_frames(n_samples)))

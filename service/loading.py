@@ -97,12 +97,12 @@ async def load(settings: ModelSettings, names: Sequence[str], progress: Progress
     blsp_format = checkpoint.config.prompt_format == "blsp"
     engine = await asyncio.to_thread(Engine.start, plan, drop_first_space=blsp_format, most_memory=most_memory)
     try:
-        listener = _listener(settings, embedder, engine, batch_seconds)
+        detector = await asyncio.to_thread(Detector)
+        listener = _listener(settings, embedder, engine, detector, batch_seconds)
         prompts = await asyncio.to_thread(Prompts, checkpoint.prompt_builder(engine.dtype), engine.max_model_len)
         fetcher = Fetcher(
             settings.audio_url_hosts, max_bytes=settings.audio_url_max_bytes, seconds=settings.audio_url_seconds
         )
-        detector = await asyncio.to_thread(Detector)
         models = Models(Shared(settings, engine, prompts, fetcher, detector), names, own, listener)
         if llm_name:
             models.add_llm(llm_name)
@@ -160,7 +160,9 @@ def _accelerate(embedder: Embedder, settings: ModelSettings) -> tuple[float, flo
     return settings.max_batch_seconds or seconds, (free - GPU_MARGIN) / total
 
 
-def _listener(settings: ModelSettings, embedder: Embedder, engine: Engine, batch_seconds: float) -> Listener:
+def _listener(
+    settings: ModelSettings, embedder: Embedder, engine: Engine, detector: Detector, batch_seconds: float
+) -> Listener:
     """The ears, with the settings' limits; a batch has at most `batch_seconds` of audio."""
     on_gpu = embedder.device.type == "cuda"
     return Listener(
@@ -173,6 +175,7 @@ def _listener(settings: ModelSettings, embedder: Embedder, engine: Engine, batch
         max_windows=settings.max_batch_windows,
         batches_at_a_time=settings.encoder_batches or (1 if on_gpu else 2),
         encoder_threads=_encoder_threads(settings),
+        speech=detector.speech,
         answered=lambda: engine.llm.generations,
         context=engine.max_model_len,
         max_batch_seconds=batch_seconds,

@@ -1,7 +1,7 @@
 """OpenAI's `POST /v1/audio/transcriptions` and `/v1/audio/translations`.
 
 A long recording is cut at quiet places into pieces, of at most 30 s, which the engine works on at the same time; their texts are joined in
-order.
+order. About pieces in which nobody speaks nothing is asked of a small LLM, which would make up a text.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import uuid
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from torch import Tensor
 
 from models.config import BlspConfig
-from models.features import SAMPLE_RATE
+from models.features import N_SAMPLES, SAMPLE_RATE
 from models.prompt import Message, Speech, about
 from service.answers.fields import as_list
 from service.answers.prompting import Prompts
@@ -26,6 +26,8 @@ from service.engine import Delta, Engine, Sampling, Token
 from service.listening.listener import Cut, Recording
 
 SPARE_TOKENS = 16  # of a piece's text, beyond three for every two rows: more than anyone says, so that an LLM which loops comes to an end
+
+LEAST_SPEECH = 0.5  # how probably somebody speaks in a piece about which a small LLM is asked
 
 QUOTE = '"'
 QUIETLY = Cut(end=quietest_cut)  # into pieces of 30 s at most
@@ -134,9 +136,10 @@ class Transcript:
 
     @classmethod
     def of(cls, recording: Recording) -> "Transcript":
-        """An empty transcript, with a piece for each window."""
-        ends = [end / SAMPLE_RATE for end in accumulate(recording.lengths)]
-        return cls(recording, [Piece(i, *times) for i, times in enumerate(pairwise([0.0, *ends]))])
+        """An empty transcript, with a piece for each window that has rows."""
+        times = pairwise([0.0, *(end / SAMPLE_RATE for end in accumulate(recording.lengths))])
+        spoken = [time for time, rows in zip(times, recording.windows, strict=True) if len(rows)]
+        return cls(recording, [Piece(i, *time) for i, time in enumerate(spoken)])
 
     @property
     def text(self) -> str:
@@ -220,13 +223,17 @@ class Task:
     @classmethod
     def transcribe(cls, config: BlspConfig) -> "Task":
         """To write down what is said."""
-        cut = Cut(round(config.transcribe_seconds * SAMPLE_RATE), quietest_cut)
+        cut = Cut(round(config.transcribe_seconds * SAMPLE_RATE), quietest_cut, _least_speech(config))
         return cls(config.transcribe_instruction, config.transcribe_begun, cut)
 
     @classmethod
     def translate(cls, config: BlspConfig) -> "Task":
         """To write down in English what is said."""
-        return cls(config.translate_instruction)
+        return cls(config.translate_instruction, cut=replace(QUIETLY, least_speech=_least_speech(config)))
+
+
+def _least_speech(config: BlspConfig) -> float:
+    return LEAST_SPEECH if round(config.transcribe_seconds * SAMPLE_RATE) < N_SAMPLES else 0.0
 
 
 class TranscriptionService:
@@ -244,7 +251,8 @@ class TranscriptionService:
         Closing the iterator ends all generations. Raises ApiError.
         """
         queues = [asyncio.Queue[Delta | None]() for _ in transcript.pieces]
-        parts = zip(transcript.pieces, transcript.recording.windows, queues, strict=True)
+        spoken = [rows for rows in transcript.recording.windows if len(rows)]
+        parts = zip(transcript.pieces, spoken, queues, strict=True)
         tasks = [asyncio.create_task(self._write_piece(request, to_do, *part)) for part in parts]
         try:
             space = ""  # what the text so far ends with: it is said only when text follows

@@ -68,16 +68,16 @@ class EmbeddingCache:
 
 
 class RecordingCache:
-    """The key of each window of a recording, and how many samples it has; of those used last, `max_windows` in all."""
+    """The key of each window of a recording, None of one without rows, and how many samples it has; of those used last, `max_windows`."""
 
     def __init__(self, max_windows: int) -> None:
-        self._recordings: LRUCache[Hashable, list[tuple[Hashable, int]]] = LRUCache(max_windows, getsizeof=len)
+        self._recordings: LRUCache[Hashable, list[tuple[Hashable | None, int]]] = LRUCache(max_windows, getsizeof=len)
 
-    def get(self, key: Hashable) -> list[tuple[Hashable, int]] | None:
+    def get(self, key: Hashable) -> list[tuple[Hashable | None, int]] | None:
         """The windows of a recording, where they are there."""
         return self._recordings.get(key)
 
-    def put(self, key: Hashable, windows: list[tuple[Hashable, int]]) -> None:
+    def put(self, key: Hashable, windows: list[tuple[Hashable | None, int]]) -> None:
         """Keeps the windows of a recording; the recordings used least recently make room."""
         _keep(self._recordings, key, windows)
 

@@ -37,13 +37,20 @@ AT_ONCE_BYTES = 1 << 20  # of which the event loop makes a key itself, within a 
 # What to do with the rows (n, llm_dim) of the windows that a recording has begun with, while it goes on.
 Ahead = Callable[[Tensor], Awaitable[None]]
 
+# How probably somebody speaks in samples (n,).
+Speech = Callable[[npt.NDArray[np.float32]], float]
+
 
 @dataclass(frozen=True)
 class Cut:
-    """How a recording becomes windows of at most `longest` samples: where there are more, `end` tells of so many how many it takes."""
+    """How a recording becomes windows of at most `longest` samples: where there are more, `end` tells of so many how many it takes.
+
+    A window in which somebody speaks less probably than `least_speech` is not encoded, and has no rows.
+    """
 
     longest: int = N_SAMPLES
     end: Callable[[npt.NDArray[np.float32]], int] = len
+    least_speech: float = 0.0
 
 
 FULL = Cut()  # windows of 30 s
@@ -51,7 +58,10 @@ FULL = Cut()  # windows of 30 s
 
 @dataclass(frozen=True)
 class Recording:
-    """What was heard: the speech embeddings (n_i, llm_dim) of each window in order, and how many samples each window had."""
+    """What was heard: the speech embeddings (n_i, llm_dim) of each window in order, and how many samples each window had.
+
+    A window in which nobody speaks may have none.
+    """
 
     windows: list[Tensor]
     lengths: list[int]
@@ -103,11 +113,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class _Window:
-    """A window of `n_samples` samples: its rows where it was heard before, else what is prepared to encode."""
+    """A window of `n_samples` samples: its rows where nobody speaks or it was heard before, else what is prepared to encode."""
 
     n_samples: int
     is_last: bool
-    key: Hashable
+    key: Hashable | None
+    """None where nobody speaks."""
     rows: Tensor | None
     prepared: Tensor | None
 
@@ -116,8 +127,8 @@ class Listener:
     """Has recordings decoded, cuts them into 30 s windows, and has each window encoded as soon as it is full.
 
     A window that was heard before is not encoded again, and a recording that was is not even decoded again. `encoder_threads` are CPU
-    threads of a batch, beside other work and where it has none beside it; `answered` tells how many replies are being generated,
-    `context` how many tokens a prompt may have.
+    threads of a batch, beside other work and where it has none beside it; `speech` tells how probably somebody speaks, `answered` how
+    many replies are being generated, `context` how many tokens a prompt may have.
     """
 
     def __init__(
@@ -129,6 +140,7 @@ class Listener:
         max_batch_seconds: float,
         batches_at_a_time: int,
         encoder_threads: tuple[int, int],
+        speech: Speech,
         answered: Callable[[], int],
         context: int,
         max_uploads: int,
@@ -146,6 +158,7 @@ class Listener:
         )
         self._batcher = Batcher(self._encode, max_windows, max_batch_seconds, batches_at_a_time, answered)
         self._encoder_threads = encoder_threads
+        self._speech = speech
         self._max_ahead = max_windows
         self._context = context
         self._encode_seconds = encode_seconds
@@ -209,7 +222,7 @@ class Listener:
         Raises DeadlineExceeded and what the batcher raises.
         """
         context = copy_context()
-        make = partial(context.run, partial(self._window, samples, is_last=True))
+        make = partial(context.run, partial(self._window, samples, FULL, is_last=True))
         window = await asyncio.get_running_loop().run_in_executor(self._threads, make)
         (rows,) = await self._in_time([asyncio.ensure_future(self._embed(window))])
         metrics.AUDIO_SECONDS.inc(len(samples) / SAMPLE_RATE)
@@ -219,19 +232,19 @@ class Listener:
     def _recall(self, key: Hashable, budget: Budget | None) -> Recording | None:
         """A recording that was heard before, where the rows of all its windows are still there."""
         windows = self._recordings.get(key)
-        rows = windows and self._cache.get_all([key for key, _ in windows])
-        if not windows or not rows:
+        if not windows or (heard := self._cache.get_all([key for key, _ in windows if key])) is None:
             return None
-        recording = Recording(rows, [n_samples for _, n_samples in windows])
+        rows = iter(heard)
+        recording = Recording([next(rows) if key else self._nothing() for key, _ in windows], [n for _, n in windows])
         if budget:
             budget.spend(sum(recording.lengths), len(recording.rows))
         return recording
 
-    async def _listen(self, windows: Iterator[_Window], ahead: Ahead | None) -> tuple[Recording, list[Hashable]]:
+    async def _listen(self, windows: Iterator[_Window], ahead: Ahead | None) -> tuple[Recording, list[Hashable | None]]:
         """Has windows encoded; also returns their keys."""
         encoding: list[asyncio.Task[Tensor]] = []
         lengths: list[int] = []
-        keys: list[Hashable] = []
+        keys: list[Hashable | None] = []
         preparing: asyncio.Task[None] | None = None
         try:
             while (window := await self._in_thread(windows)) is not None:
@@ -275,9 +288,10 @@ class Listener:
         return embed_together(embedders, prepared, n_samples)
 
     async def _embed(self, window: _Window) -> Tensor:
-        if window.prepared is None:
-            assert window.rows is not None
+        if window.rows is not None:
             return window.rows
+        assert window.prepared is not None
+        assert window.key is not None
         rows = (await self._batcher.embed(self._embedder, window.prepared, window.n_samples)).cpu()
         self._cache.put(window.key, rows)
         return rows
@@ -321,13 +335,18 @@ class Listener:
                     return
                 if budget:
                     budget.spend(len(samples), self._embedder.least_rows(len(samples)))
-                window = self._window(samples, is_last=not pending)
+                window = self._window(samples, cut, is_last=not pending)
                 if window.is_last:
                     break
                 yield window
         yield window
 
-    def _window(self, samples: np.ndarray, *, is_last: bool) -> _Window:
+    def _window(self, samples: np.ndarray, cut: Cut, *, is_last: bool) -> _Window:
+        if cut.least_speech:
+            with stage("features"):
+                speech = self._speech(samples)
+            if speech < cut.least_speech:
+                return _Window(len(samples), is_last, None, self._nothing(), None)
         key = self._ears, fingerprint(samples)
         if (rows := self._cache.get(key)) is not None:
             return _Window(len(samples), is_last, key, rows, None)
@@ -347,6 +366,9 @@ class Listener:
         if source.seek(0, SEEK_END) > AT_ONCE_BYTES:
             return self._ears, await asyncio.to_thread(fingerprint_of_file, source), cut
         return self._ears, fingerprint_of_file(source), cut
+
+    def _nothing(self) -> Tensor:
+        return torch.empty(0, self._embedder.llm_dim, dtype=self._embedder.dtype)
 
     async def close(self) -> None:
         """Stops the batcher, the decoders and the threads."""

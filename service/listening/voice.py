@@ -1,7 +1,7 @@
 """Where in a stream of samples somebody speaks: Silero's detector, which all streams share.
 
-Its network looks at one frame of each stream at a time; the frames of all streams that wait are looked at together. This file knows
-nothing about turns.
+Its network looks at one frame of each stream at a time; the frames of all streams that wait are looked at together. What is there as a
+whole is looked at as a whole.
 """
 
 import asyncio
@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from silero_vad import load_silero_vad
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from service.audio.raw import Samples
 
@@ -41,15 +42,28 @@ class _Piece:
 
 
 class Detector:
-    """Tells of each frame how probably it is speech. Belongs to one event loop."""
+    """Tells of each frame how probably it is speech. Belongs to one event loop, but for `speech`, which any thread may call."""
 
     def __init__(self) -> None:
         self._network = load_silero_vad()._model
+        self._memory = nn.LSTM(STATE[-1], STATE[-1])  # the network's, for all frames in one go
+        self._memory.load_state_dict({f"{k}_l0": v for k, v in self._network.decoder.rnn.state_dict().items()})
         self._thread = ThreadPoolExecutor(
             1, thread_name_prefix="voice", initializer=torch.set_num_threads, initargs=(1,)
         )
         self._waiting: list[_Piece] = []
         self._running: asyncio.Task[None] | None = None
+
+    @torch.inference_mode()
+    def speech(self, samples: Samples) -> float:
+        """How probably somebody speaks in samples (n,) at 16 kHz, n > 0: the highest probability of any frame, the last filled up.
+
+        Works in the calling thread.
+        """
+        frames = F.pad(torch.from_numpy(samples), (CONTEXT, -len(samples) % FRAME)).unfold(0, CONTEXT + FRAME, FRAME)
+        looked = self._network.encoder(self._network.stft(frames))  # (frames, 128, 1)
+        remembered, _ = self._memory(looked[..., 0])  # (frames, 128)
+        return float(self._network.decoder.decoder(remembered[..., None]).max())
 
     async def listen(self, voice: Voice, samples: Samples) -> tuple[Samples, list[float]]:
         """Takes more samples (n,) of a stream at 16 kHz.

@@ -4,6 +4,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -24,6 +25,9 @@ from tests.sounds import voice, wav
 
 class Ears:
     """Stands in for the embedder: a window becomes one row that holds its length; waits at a gate before one of `held` samples."""
+
+    llm_dim = 1
+    dtype = torch.float32
 
     def __init__(self, held: int = 0) -> None:
         self.held = held
@@ -73,6 +77,7 @@ async def listener(
         max_batch_seconds=1,
         batches_at_a_time=1,
         encoder_threads=(1, 2),
+        speech=lambda samples: float(np.abs(samples).max()),
         answered=lambda: 0,
         context=context,
         max_uploads=2,
@@ -223,6 +228,29 @@ async def test_a_recording_that_is_cut_elsewhere_is_another_one(decoded: list[ob
         ):
             assert (await ear.hear(io.BytesIO(said), cut)).lengths == lengths
         assert len(decoded) == 4
+
+
+LOUD, SILENT = np.full(SAMPLE_RATE, 0.5, np.float32), np.zeros(SAMPLE_RATE, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "heard"), [([SILENT, LOUD, SILENT], [0, 1, 0]), ([LOUD, SILENT], [1, 0]), ([SILENT] * 3, [0, 0, 0])]
+)
+async def test_windows_in_which_nobody_speaks_are_not_encoded(
+    seconds: list[np.ndarray], heard: list[int], decoded: list[object]
+) -> None:
+    said, ears = wav(np.concatenate(seconds)), Ears()
+    spoken = Cut(SAMPLE_RATE, least_speech=0.3)
+    async with listener(ears) as ear:
+        for _ in range(2):  # the second time it is remembered
+            recording = await ear.hear(io.BytesIO(said), spoken)
+            assert [len(rows) for rows in recording.windows] == heard
+            assert recording.lengths == [SAMPLE_RATE] * len(seconds)
+            assert recording.rows.shape == (sum(heard), 1)
+        assert len(ears.decoding) == any(heard)
+        assert len(decoded) == 1
+        for cut in (Cut(SAMPLE_RATE), replace(spoken, least_speech=0.0)):  # nor is silence unheard where all is to be
+            assert [len(rows) for rows in (await ear.hear(io.BytesIO(said), cut)).windows] == [1] * len(seconds)
 
 
 async def test_a_recording_whose_embeddings_had_to_make_room_is_decoded_again(decoded: list[object]) -> None:

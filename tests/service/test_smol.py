@@ -12,15 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 import torch
 
 from models.checkpoint import open_checkpoint
 from models.evaluation.scores import normalize, score
+from service.audio.decode import decode
 from service.self_check import self_check
 from service.settings import DEFAULT_MODEL, ServeSettings
 from tests.serving import Server, serve
+from tests.sounds import RATE, wav
 
 SMOL = DEFAULT_MODEL
 SAMPLES = SMOL.parent / "samples"
@@ -61,6 +64,27 @@ def test_it_writes_down_what_people_say(smol: Server, client: openai.OpenAI, sam
         written = list(pool.map(write, said))
     wer = score("wer", written, [sample["text"] for sample in said])["WER"]
     assert wer < 50, list(zip(written, said, strict=True))
+
+
+def test_silence_is_not_written_down(smol: Server, client: openai.OpenAI) -> None:
+    """Neither around what is said nor where nothing is."""
+    with (SAMPLES / "coffee.flac").open("rb") as file:
+        order = np.concatenate(list(decode(file, max_seconds=60)))
+    silence = np.zeros(31 * RATE, np.float32)
+    begin, end = 31.0, 31.0 + len(order) / RATE
+    reply = client.audio.transcriptions.create(
+        model=smol.model, file=wav(np.concatenate([silence, order, silence])), response_format="verbose_json"
+    )
+    assert reply.segments
+    assert all(segment.start < end and segment.end > begin for segment in reply.segments)
+    assert "milk" in normalize(reply.text).split(), reply.text
+    assert reply.duration == 62 + len(order) / RATE
+    (done,) = client.audio.transcriptions.create(model=smol.model, file=wav(silence), stream=True)
+    assert done.type == "transcript.text.done"
+    assert (done.text, done.usage and done.usage.total_tokens) == ("", 0)
+    with smol.client() as http:
+        translated = http.post("/v1/audio/translations", files={"file": wav(silence)})
+    assert (translated.status_code, translated.json()) == (200, {"text": ""})
 
 
 def test_it_answers_a_spoken_question(smol: Server, samples: list[Sample]) -> None:

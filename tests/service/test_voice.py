@@ -51,6 +51,23 @@ async def test_streams_at_once_and_in_pieces_are_heard_like_one_alone(detector: 
         np.testing.assert_allclose(together, alone, atol=1e-4)
 
 
+@pytest.mark.parametrize("seconds", [0.01, 0.5, 3.0, 4.1])
+async def test_a_whole_is_heard_like_its_frames(detector: Detector, speech: np.ndarray, seconds: float) -> None:
+    samples = speech[24000 : 24000 + round(16000 * seconds)]
+    filled_up = np.pad(samples, (0, -len(samples) % FRAME))
+    _, probabilities = await detector.listen(Voice(), filled_up)
+    assert detector.speech(samples) == pytest.approx(max(probabilities), abs=1e-4)
+
+
+def test_speech_is_told_from_silence_and_noise(detector: Detector, speech: np.ndarray) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.02, 160000).astype(np.float32)
+    assert detector.speech(speech) > 0.9
+    assert detector.speech(noise[: len(speech)] + speech) > 0.9
+    assert detector.speech(noise) < 0.4
+    assert detector.speech(np.zeros(160000, np.float32)) < 0.4
+    assert detector.speech(speech[:32000]) < 0.4
+
+
 async def test_samples_that_are_no_frame_yet_wait(detector: Detector) -> None:
     stream = Voice()
     frames, probabilities = await detector.listen(stream, voice(0.02))
