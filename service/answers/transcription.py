@@ -30,7 +30,7 @@ SPARE_TOKENS = 16  # of a piece's text, beyond three for every two rows: more th
 LEAST_SPEECH = 0.5  # how probably somebody speaks in a piece about which a small LLM is asked
 
 QUOTE = '"'
-QUIETLY = Cut(end=quietest_cut)  # into pieces of 30 s at most
+QUIETLY = Cut(end=quietest_cut, least_speech=0.0)  # into pieces of 30 s at most
 
 ResponseFormat: TypeAlias = Literal["json", "text", "srt", "verbose_json", "vtt"]
 
@@ -95,6 +95,8 @@ class Piece:
     start: float
     end: float
     text: str = ""
+    speech: float | None = None
+    """How probably somebody speaks, where that is known."""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[Token] = field(default_factory=list)
     logprob: float = 0.0
@@ -111,8 +113,9 @@ class Piece:
         self.finish_reason = delta.finish_reason
 
     def verbose(self, temperature: float) -> dict[str, Any]:
-        """OpenAI's segment object, less `no_speech_prob`, which a BLSP model doesn't tell; `finish_reason` says whether it was cut off."""
+        """OpenAI's segment object; `finish_reason` says whether it was cut off."""
         data = self.text.encode()
+        no_speech = {} if self.speech is None else {"no_speech_prob": 1 - self.speech}
         return {
             "id": self.id,
             "seek": round(self.start * 100),
@@ -124,7 +127,7 @@ class Piece:
             "avg_logprob": self.logprob / max(1, len(self.tokens)),
             "compression_ratio": len(data) / max(1, len(zlib.compress(data))),
             "finish_reason": self.finish_reason,
-        }
+        } | no_speech
 
 
 @dataclass
@@ -138,8 +141,10 @@ class Transcript:
     def of(cls, recording: Recording) -> "Transcript":
         """An empty transcript, with a piece for each window that has rows."""
         times = pairwise([0.0, *(end / SAMPLE_RATE for end in accumulate(recording.lengths))])
-        spoken = [time for time, rows in zip(times, recording.windows, strict=True) if len(rows)]
-        return cls(recording, [Piece(i, *time) for i, time in enumerate(spoken)])
+        speech = recording.speech or [None] * len(recording.windows)
+        windows = zip(times, speech, recording.windows, strict=True)
+        spoken = [(start, end, speech) for (start, end), speech, rows in windows if len(rows)]
+        return cls(recording, [Piece(i, start, end, speech=speech) for i, (start, end, speech) in enumerate(spoken)])
 
     @property
     def text(self) -> str:

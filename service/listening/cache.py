@@ -37,6 +37,10 @@ def fingerprint_of_file(file: BinaryIO | RawIOBase) -> bytes:
     return digest.digest()
 
 
+# Of a window of a recording: its key, None where it has no rows, how many samples it has, and how probably somebody speaks in it.
+Window = tuple[Hashable | None, int, float | None]
+
+
 class EmbeddingCache:
     """The rows (n, llm_dim) that were used last, up to `max_bytes` in all; threads may share it."""
 
@@ -68,16 +72,16 @@ class EmbeddingCache:
 
 
 class RecordingCache:
-    """The key of each window of a recording, None of one without rows, and how many samples it has; of those used last, `max_windows`."""
+    """The windows of the recordings that were used last, `max_windows` in all."""
 
     def __init__(self, max_windows: int) -> None:
-        self._recordings: LRUCache[Hashable, list[tuple[Hashable | None, int]]] = LRUCache(max_windows, getsizeof=len)
+        self._recordings: LRUCache[Hashable, list[Window]] = LRUCache(max_windows, getsizeof=len)
 
-    def get(self, key: Hashable) -> list[tuple[Hashable | None, int]] | None:
+    def get(self, key: Hashable) -> list[Window] | None:
         """The windows of a recording, where they are there."""
         return self._recordings.get(key)
 
-    def put(self, key: Hashable, windows: list[tuple[Hashable | None, int]]) -> None:
+    def put(self, key: Hashable, windows: list[Window]) -> None:
         """Keeps the windows of a recording; the recordings used least recently make room."""
         _keep(self._recordings, key, windows)
 

@@ -45,12 +45,12 @@ Speech = Callable[[npt.NDArray[np.float32]], float]
 class Cut:
     """How a recording becomes windows of at most `longest` samples: where there are more, `end` tells of so many how many it takes.
 
-    A window in which somebody speaks less probably than `least_speech` is not encoded, and has no rows.
+    With `least_speech`, it is told how probably somebody speaks in each; where less probably than that, it is not encoded, and has no rows.
     """
 
     longest: int = N_SAMPLES
     end: Callable[[npt.NDArray[np.float32]], int] = len
-    least_speech: float = 0.0
+    least_speech: float | None = None
 
 
 FULL = Cut()  # windows of 30 s
@@ -69,6 +69,8 @@ class Recording:
     """Why it is not the whole of a recording, where that was allowed."""
     begins: float = 0.0
     """At which second of the file's timeline it begins."""
+    speech: Sequence[float | None] = ()
+    """How probably somebody speaks in each window, where that was to be told."""
 
     @property
     def rows(self) -> Tensor:
@@ -121,6 +123,7 @@ class _Window:
     """None where nobody speaks."""
     rows: Tensor | None
     prepared: Tensor | None
+    speech: float | None
 
 
 class Listener:
@@ -205,7 +208,7 @@ class Listener:
                 if file.truncated:
                     running().truncated = True
                 elif key and not file.begins:
-                    self._recordings.put(key, list(zip(keys, recording.lengths, strict=True)))
+                    self._recordings.put(key, list(zip(keys, recording.lengths, recording.speech, strict=True)))
         except BaseException as error:
             if isinstance(source, GrowingBuffer):
                 source.fail(
@@ -232,10 +235,11 @@ class Listener:
     def _recall(self, key: Hashable, budget: Budget | None) -> Recording | None:
         """A recording that was heard before, where the rows of all its windows are still there."""
         windows = self._recordings.get(key)
-        if not windows or (heard := self._cache.get_all([key for key, _ in windows if key])) is None:
+        if not windows or (heard := self._cache.get_all([key for key, _, _ in windows if key])) is None:
             return None
         rows = iter(heard)
-        recording = Recording([next(rows) if key else self._nothing() for key, _ in windows], [n for _, n in windows])
+        keys, lengths, speech = zip(*windows, strict=True)
+        recording = Recording([next(rows) if key else self._nothing() for key in keys], list(lengths), speech=speech)
         if budget:
             budget.spend(sum(recording.lengths), len(recording.rows))
         return recording
@@ -244,11 +248,13 @@ class Listener:
         """Has windows encoded; also returns their keys."""
         encoding: list[asyncio.Task[Tensor]] = []
         lengths: list[int] = []
+        speech: list[float | None] = []
         keys: list[Hashable | None] = []
         preparing: asyncio.Task[None] | None = None
         try:
             while (window := await self._in_thread(windows)) is not None:
                 lengths.append(window.n_samples)
+                speech.append(window.speech)
                 keys.append(window.key)
                 if len(encoding) >= self._max_ahead:
                     await self._in_time([encoding[-self._max_ahead]])
@@ -257,7 +263,7 @@ class Listener:
                     break
                 if ahead:
                     preparing = asyncio.create_task(_prepare(preparing, list(encoding), ahead))
-            return Recording(await self._in_time(encoding), lengths), keys
+            return Recording(await self._in_time(encoding), lengths, speech=speech), keys
         except BaseException:
             for task in encoding:
                 task.cancel()
@@ -342,17 +348,18 @@ class Listener:
         yield window
 
     def _window(self, samples: np.ndarray, cut: Cut, *, is_last: bool) -> _Window:
-        if cut.least_speech:
+        speech = None
+        if cut.least_speech is not None:
             with stage("features"):
                 speech = self._speech(samples)
             if speech < cut.least_speech:
-                return _Window(len(samples), is_last, None, self._nothing(), None)
+                return _Window(len(samples), is_last, None, self._nothing(), None, speech)
         key = self._ears, fingerprint(samples)
         if (rows := self._cache.get(key)) is not None:
-            return _Window(len(samples), is_last, key, rows, None)
+            return _Window(len(samples), is_last, key, rows, None, speech)
         with stage("features"):
             prepared = self._embedder.prepare(torch.from_numpy(samples))
-        return _Window(len(samples), is_last, key, None, prepared)
+        return _Window(len(samples), is_last, key, None, prepared, speech)
 
     async def _key(self, source: BinaryIO | GrowingBuffer, cut: Cut) -> Hashable:
         """What a recording is remembered by: whose ears hear it, its bytes and how it is cut.

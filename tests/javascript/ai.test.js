@@ -48,11 +48,12 @@ test("a transcript, and what may be asked of one", async () => {
   assert.ok((await transcript({ keywords: ["Thingamajig"], prompt: "Of things.", chunkingStrategy: "auto" })).text);
 });
 
-test("a transcript in verbose JSON needs what nobody measures here", async () => {
-  await assert.rejects(transcript({ responseFormat: "verbose_json" }), (error) => {
-    assert.match(JSON.stringify(error.cause.issues ?? error.cause.cause.issues), /no_speech_prob/);
-    return true;
-  });
+test("a transcript in verbose JSON has segments", async () => {
+  const { text, segments, durationInSeconds } = await transcript({ responseFormat: "verbose_json" });
+  assert.equal(text, (await transcript()).text);
+  assert.equal(durationInSeconds, 2);
+  assert.deepEqual(segments.map(({ startSecond, endSecond }) => [startSecond, endSecond]), [[0, 2]]);
+  assert.equal(segments[0].text.trim(), text);
 });
 
 test("Azure's paths", async () => {

@@ -82,9 +82,9 @@ def test_hits_and_misses_are_counted() -> None:
 def test_recordings_make_room_by_their_windows() -> None:
     cache = RecordingCache(5)
     for key, n in (("a", 1), ("a", 2), ("b", 2)):
-        cache.put(key, [(b"", 0)] * n)
+        cache.put(key, [(b"", 0, None)] * n)
     assert len(cache.get("a") or []) == 2
-    cache.put("c", [(b"", 0)] * 2)
+    cache.put("c", [(b"", 0, None)] * 2)
     assert [cache.get(key) is not None for key in "abc"] == [True, False, True]
 
 

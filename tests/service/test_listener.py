@@ -247,6 +247,7 @@ async def test_windows_in_which_nobody_speaks_are_not_encoded(
             assert [len(rows) for rows in recording.windows] == heard
             assert recording.lengths == [SAMPLE_RATE] * len(seconds)
             assert recording.rows.shape == (sum(heard), 1)
+            assert recording.speech == pytest.approx([0.5 * loud for loud in heard], abs=1e-3)
         assert len(ears.decoding) == any(heard)
         assert len(decoded) == 1
         for cut in (Cut(SAMPLE_RATE), replace(spoken, least_speech=0.0)):  # nor is silence unheard where all is to be

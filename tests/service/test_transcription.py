@@ -29,7 +29,8 @@ class Asked:
 
 def transcript(*rows: int) -> Transcript:
     """Of windows of 1 s, 2 s and so on, which have so many rows."""
-    return Transcript.of(Recording([torch.zeros(n, 1) for n in rows], [i * RATE for i in range(1, len(rows) + 1)]))
+    windows = [torch.zeros(n, 1) for n in rows]
+    return Transcript.of(Recording(windows, [i * RATE for i in range(1, len(rows) + 1)], speech=[n / 4 for n in rows]))
 
 
 async def written(to_fill: Transcript, **fields: Any) -> tuple[list[dict[str, Any]], TranscriptionRequest]:
@@ -57,6 +58,7 @@ async def test_windows_without_rows_are_neither_asked_about_nor_listed() -> None
     assert (body["text"], body["duration"]) == ("2 3", 15.0)
     times = [(segment["id"], segment["start"], segment["end"], segment["text"]) for segment in body["segments"]]
     assert times == [(0, 1.0, 3.0, "2"), (1, 6.0, 10.0, "3")]
+    assert [segment["no_speech_prob"] for segment in body["segments"]] == [0.5, 0.25]
     subtitles = spoken.body(TranscriptionRequest(response_format="srt"))
     assert subtitles == "1\n00:00:01,000 --> 00:00:03,000\n2\n\n2\n00:00:06,000 --> 00:00:10,000\n3\n"
 

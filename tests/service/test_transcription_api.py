@@ -12,6 +12,7 @@ import pytest
 import srt
 import webvtt
 
+from service.settings import DEFAULT_MODEL
 from tests.serving import Server
 from tests.sounds import RATE, voice, wav
 
@@ -69,6 +70,17 @@ def test_a_long_recording_is_cut_at_its_pauses(client: openai.OpenAI, server: Se
     assert [s.end for s in reply.segments] == [*(s.start for s in reply.segments[1:]), 73.0]
     assert reply.text == " ".join(s.text.strip() for s in reply.segments if s.text.strip())
     assert all(s.avg_logprob < 0 < s.compression_ratio and s.tokens for s in reply.segments)
+
+
+def test_that_nobody_speaks_is_measured(client: openai.OpenAI, server: Server) -> None:
+    silence = wav(0.01 * np.random.default_rng(0).normal(size=2 * RATE).astype(np.float32))
+    found = []
+    for audio in (silence, (DEFAULT_MODEL.parent / "samples" / "coffee.flac").read_bytes()):
+        reply = client.audio.transcriptions.create(model=server.model, file=audio, response_format="verbose_json")
+        assert reply.segments is not None
+        found += [segment.no_speech_prob for segment in reply.segments]
+    in_silence, in_speech = found
+    assert 0 <= in_speech < 0.1 < 0.5 < in_silence <= 1
 
 
 def test_usage_is_that_of_all_pieces(client: openai.OpenAI, server: Server) -> None:
