@@ -32,7 +32,7 @@ CONFIG = BlspConfig(
     padding="exact",
     transcribe_instruction=QUOTED,
     transcribe_begun=BEGUN,
-    transcribe_seconds=12.0,
+    transcribe_seconds=7.0,
     translate_instruction="Translate this into English.",
 )
 
