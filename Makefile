@@ -55,6 +55,14 @@ build/clients: tests/clients/requirements.txt ## Install the clients that docs/c
 	build/clients/bin/pip --disable-pip-version-check install --quiet -r tests/clients/requirements.txt
 	@touch $@
 
+# It sees what is in .venv, and has what Ray needs besides.
+build/ray: deploy/ray/requirements.txt .venv/bin/blsp ## Install Ray Serve (deploy/ray; 260 MB); then its tests run, too.
+	.venv/bin/python -m venv build/ray
+	.venv/bin/python -c 'import sysconfig; print("import site; site.addsitedir(" + repr(sysconfig.get_path("purelib")) + ")")' \
+	  > $$(build/ray/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/service.pth
+	build/ray/bin/pip --disable-pip-version-check install --quiet -r deploy/ray/requirements.txt
+	@touch $@
+
 # OpenAI's JavaScript client and Vercel's; without npm its tests are skipped.
 tests/javascript/node_modules: tests/javascript/package-lock.json
 	! command -v npm > /dev/null || npm ci --silent --no-audit --no-fund --prefix tests/javascript
