@@ -13,12 +13,15 @@ from benchmarks import processes
 from benchmarks.small import make_checkpoints
 from benchmarks.talk import TOKENS, say, speech
 from models.features import SAMPLE_RATE
+from service.load.client import Load, Question, clips
 
 MINUTES = 10
 OTHERS = 3  # sockets beside the long one, for one turn each
 GROWTH = 1.05  # of resident memory, from the end of the second minute on
 # Of the KV cache so little that all of it has been used after the second minute: the system gives pages when they are first used.
 CACHE = ("--num-gpu-blocks-override", "256")
+# Before the first minute: the long conversation fills its context after seven, and with it the memory for reading a prompt.
+LONG_ONES, LONG_SECONDS = 4, 300
 PAUSE = np.zeros(SAMPLE_RATE, np.float32)
 
 
@@ -84,6 +87,7 @@ def main() -> None:
     minutes = parser.parse_args().minutes
     make_checkpoints()
     with processes.ours("bfloat16", *CACHE) as server:
+        asyncio.run(Load(server.url, Question()).closed(clips(LONG_ONES, LONG_SECONDS), LONG_ONES))
         answered, sizes = asyncio.run(soak(server, minutes))
     grown = sizes[-1] / sizes[min(1, len(sizes) - 1)] if sizes else 1.0
     print(f"{answered} turns answered; resident memory {sizes} MiB, {grown:.3f} times that after two minutes")
