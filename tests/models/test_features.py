@@ -123,4 +123,5 @@ def test_windows_on_a_strip_have_the_features_of_each(n_mels: int) -> None:
     for i, window in enumerate(windows):
         expected = log_mel(window, n_mels)
         found = features[owner == i][: expected.shape[1]].T
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+        # Within 1e-4 but for single numbers, which are up to 1.2e-4 off on processors that add in another order.
+        torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
