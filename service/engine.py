@@ -207,7 +207,10 @@ class Plan:
             # Its work has limits, for compiling and for every token. With xgrammar, a pattern of 440 letters takes 1.5 s a token, in which
             # nobody gets one, and one of 3,600 half a minute to compile, which goes on when the client has left. But vLLM holds calls of
             # tools to forms that only xgrammar knows.
-            structured_outputs_config=StructuredOutputsConfig(backend="auto" if tools else "guidance"),
+            structured_outputs_config=StructuredOutputsConfig(
+                backend="auto" if tools else "guidance",
+                disable_additional_properties=not tools,  # which a schema does not mention: as xgrammar has it
+            ),
         )
         if on_cpu:
             # Instead of 128: the prefix cache gives whole blocks, and the rest is computed again.

@@ -152,6 +152,7 @@ def test_forms_of_replies_are_followed_within_limits(
 ) -> None:
     plan = Plan.make(llm_folder, "tiny", "float32", options, tools=tools)
     assert plan.config.structured_outputs_config.backend == backend
+    assert plan.config.structured_outputs_config.disable_additional_properties == (backend == "guidance")
 
 
 @pytest.mark.parametrize("options", [["--nonsense"], ["--max-num-seqs", "0"]])
