@@ -28,7 +28,7 @@ PARTS: dict[str, tuple[str, list[str], int]] = {
     "ids": ("benchmarks.gpu.ids", [], 60),
     "encoder-small": ("benchmarks.gpu.encoder", ["small"], 80),
     "encoder-large-v2": ("benchmarks.gpu.encoder", ["large-v2"], 130),
-    "service": ("benchmarks.gpu.service", [], 410),
+    "service": ("benchmarks.gpu.service", [], 360),
 }
 
 
