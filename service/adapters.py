@@ -45,7 +45,7 @@ def load_adapter(name: str, path: str, settings: ModelSettings, beside: Sequence
         ValueError,
         OSError,
         RuntimeError,
-    ) as error:  # CheckpointError; and what transformers and torch raise of files
+    ) as error:  # CheckpointError, and what transformers and torch raise of files
         raise CheckpointError(f"The adapter {name!r} can't be served: {error}") from error
     return Adapter(checkpoint, embedder)
 
