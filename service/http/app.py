@@ -46,6 +46,7 @@ def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = l
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
+        memory.use_one_heap()
         tasks = [
             asyncio.create_task(_load(app, load, stop)),
             asyncio.create_task(memory.watch(app.state.admission, app.state.sessions)),

@@ -1,5 +1,7 @@
 import asyncio
 import os
+import subprocess
+import sys
 from contextlib import ExitStack
 
 import psutil
@@ -26,6 +28,34 @@ def test_what_is_free_goes_back() -> None:
     memory.give_back()
     assert resident() - before < 50 * MIB
     assert kept
+
+
+def test_threads_take_from_one_heap() -> None:
+    """Sixteen threads that hold something at the same time, in a process of its own, whose heaps its map tells."""
+    program = """
+import threading
+from service import memory
+memory.use_one_heap()
+barrier = threading.Barrier(17)
+held = []
+def hold():
+    held.append([bytes(4096) for _ in range(1000)])
+    barrier.wait()
+    barrier.wait()
+threads = [threading.Thread(target=hold) for _ in range(16)]
+for thread in threads: thread.start()
+barrier.wait()
+heaps = [line for line in open("/proc/self/maps") if int(line.split("-")[0], 16) % (1 << 26) == 0 and len(line.split()) == 5]
+print(sum(int(end, 16) - int(begin, 16) for begin, end in (line.split()[0].split("-") for line in heaps if "rw-p" in line)) >> 20)
+barrier.wait()
+"""
+
+    def heaps_mib(**environment: str) -> int:
+        command = [sys.executable, "-c", program]
+        return int(subprocess.run(command, env=os.environ | environment, capture_output=True, check=True).stdout)
+
+    assert heaps_mib() < 10
+    assert heaps_mib(MALLOC_ARENA_MAX="16") > 30, "what the operator says holds"
 
 
 async def test_it_is_given_back_once_when_it_has_been_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
