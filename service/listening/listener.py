@@ -82,6 +82,13 @@ class Recording:
         """How long the recording is."""
         return sum(self.lengths) / SAMPLE_RATE
 
+    def spoken(self, least: float | None) -> "Recording":
+        """It without the rows of windows in which somebody speaks less probably than that."""
+        if not self.speech or least is None:
+            return self
+        windows = zip(self.windows, self.speech, strict=True)
+        return replace(self, windows=[rows[:0] if told is not None and told < least else rows for rows, told in windows])
+
 
 class Budget:
     """How much audio a request of one prompt may bring, in all its recordings together; threads may share it."""

@@ -263,7 +263,8 @@ class Session:
         place = {"item_id": item.id, "content_index": index}
         kind = "conversation.item.input_audio_transcription"
         try:
-            transcript = Transcript.of(await heard.heard())
+            recording = (await heard.heard()).spoken(self._talks.transcribe.cut.least_speech)
+            transcript = Transcript.of(recording)
             request = TranscriptionRequest(prompt=config.prompt or "", language=config.language or "")
             async for told in self._talks.transcription.write(request, transcript, self._talks.transcribe):
                 if told["type"] == "transcript.text.delta":

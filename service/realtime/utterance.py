@@ -35,6 +35,8 @@ class _Piece:
 
     end: int
     n_samples: int
+    speech: float
+    """How probably somebody speaks in it."""
     rows: asyncio.Task[Tensor]
     read: asyncio.Task[None] | None
 
@@ -52,6 +54,7 @@ class Utterance:
         self._hear = hear
         self._ahead = ahead
         self._frames: list[Samples] = []
+        self._speech: list[float] = []  # how probably somebody speaks in each frame
         self._pieces: list[_Piece] = []
         self._guess: _Piece | None = None  # the open piece, as if the utterance ended with it
         self._voiced_until = 0  # frames, the last of which is speech
@@ -74,6 +77,7 @@ class Utterance:
 
     async def add(self, frame: Samples, probability: float) -> None:
         """Takes a frame (FRAME,), and how probably it is speech; waits while many pieces wait for the encoder."""
+        self._speech.append(probability)
         self._add(frame, probability >= VOICED)
         if len(self._pieces) > WAITING and not (late := self._pieces[-WAITING - 1].rows).done():
             await asyncio.wait([late])
@@ -112,7 +116,7 @@ class Utterance:
         for task in (rows, read):
             if task:  # whoever waits for it hears of its error; where nobody does, it is nobody's
                 task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return _Piece(end, len(samples), rows, read)
+        return _Piece(end, len(samples), max(self._speech[self._begin : end], default=0.0), rows, read)
 
     def _set_guess(self, piece: _Piece | None) -> None:
         if self._guess and self._guess is not piece:
@@ -134,7 +138,8 @@ class Utterance:
             self._frames.append(tail)
             self._close(self._piece(len(self._frames)))
         rows = await asyncio.gather(*(piece.rows for piece in self._pieces))
-        return Recording(rows, [piece.n_samples for piece in self._pieces])
+        speech = [piece.speech for piece in self._pieces]
+        return Recording(rows, [piece.n_samples for piece in self._pieces], speech=speech)
 
     def drop(self) -> None:
         """Nobody wants it any more."""

@@ -14,6 +14,7 @@ from service.audio.raw import Samples, encode
 from service.engine import Delta, Sampling
 from service.errors import ContextTooLong
 from service.gate.admission import Admission, Limits, Queued
+from service.listening.listener import Cut
 from service.listening.voice import FRAME, Voice
 from service.realtime.config import SessionConfig
 from service.realtime.session import Session, Talks
@@ -123,9 +124,10 @@ class FakeTranscription:
     """Writes down how much was heard."""
 
     async def write(self, request: Any, transcript: Any, to_do: Task) -> AsyncGenerator[dict[str, Any], None]:
-        text = f"{len(transcript.recording.rows)} rows"
-        transcript.pieces[0].text = text
-        yield {"type": "transcript.text.delta", "delta": text}
+        text = f"{len(transcript.recording.rows)} rows" if transcript.pieces else ""
+        for piece in transcript.pieces[:1]:
+            piece.text = text
+            yield {"type": "transcript.text.delta", "delta": text}
         yield {"type": "transcript.text.done", "text": text}
 
 
@@ -137,7 +139,7 @@ class Talk:
     ) -> None:
         self.engine, self.prompts, self.listener = FakeEngine(), FakePrompts(), FakeListener()
         fakes: Any = (self.engine, self.prompts, self.listener, FakeDetector(), FakeTranscription())
-        talks = Talks(*fakes, transcribe=Task("Write"), model="fake", max_audio_seconds=20.0)  # type: ignore[misc]
+        talks = Talks(*fakes, transcribe=Task("Write", cut=Cut(least_speech=0.5)), model="fake", max_audio_seconds=20.0)  # type: ignore[misc]
         self.told: list[dict[str, Any]] = []
         admission = Admission(limits, lambda: Queued(0.0, 0))
         self.session = Session(talks, admission, config or SessionConfig(), 0, self.told.append, in_beta_form)

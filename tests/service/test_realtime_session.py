@@ -446,6 +446,18 @@ async def test_a_transcription_session() -> None:
     await talk.session.close()
 
 
+async def test_a_silence_that_a_client_commits_has_no_text() -> None:
+    talk = Talk()
+    detection = {"turn_detection": None, "transcription": {"model": "any"}}
+    await send(talk, "session.update", session={"audio": {"input": detection}})
+    for loud, text in ((False, ""), (True, "5 rows")):
+        await append(talk, 0.5, loud=loud)
+        await send(talk, "input_audio_buffer.commit")
+        await talk.settle()
+        assert talk.last("conversation.item.input_audio_transcription.completed")["transcript"] == text
+    await talk.session.close()
+
+
 async def test_what_can_not_be_heard_fails_where_it_is_needed(talk: Talk) -> None:
     await send(talk, "session.update", session={"audio": {"input": {"transcription": {"model": "any"}}}})
     talk.listener.error = Unavailable("The encoder has stopped.")

@@ -120,6 +120,14 @@ async def test_without_pauses_it_is_cut_where_it_is_quietest() -> None:
     assert sum(recording.lengths) == frames(LONG + 20), "what was said behind the cut is heard though nobody speaks now"
 
 
+async def test_it_is_told_of_each_piece_how_probably_somebody_speaks() -> None:
+    utterance = Utterance(Encoder())
+    await say(utterance, [False] * (LONG + 10) + [True] * 10)
+    recording = await utterance.finish(NOTHING)
+    assert len(recording.lengths) == 2
+    assert list(recording.speech) == [0.1, 0.9]
+
+
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, LONG + 5)), min_size=1, max_size=8))
 def test_pieces_follow_each_other_and_hold_all_that_was_said(runs: list[tuple[bool, int]]) -> None:
     async def main() -> None:
