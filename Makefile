@@ -9,7 +9,7 @@ PIP_FLAGS ?=
 LOCK ?= requirements.lock
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 
-.PHONY: help setup setup-plain-torch serve model test check mutation fuzz schemathesis diagram alerts bench bench-adapters bench-gpu gpu-kit commits soak soak-talk attack overload overload-world lock check-images screenshots clean
+.PHONY: help setup setup-plain-torch serve model test check mutation fuzz schemathesis diagram alerts bench bench-adapters bench-gpu capacity gpu-kit commits soak soak-talk attack overload overload-world lock check-images screenshots clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -120,6 +120,9 @@ bench-adapters: .venv/bin/blsp ## Ask 32 adapters on one engine at once, and one
 
 commits: .venv/bin/blsp ## Measure encoder and service of this tree beside those of COMMIT, in turns (ten minutes).
 	.venv/bin/python -m benchmarks.commits $(COMMIT)
+
+capacity: .venv/bin/blsp ## Measure what each part costs and see that a simulation tells from it how the service does under load; writes docs/capacity.md.
+	.venv/bin/python -m benchmarks.capacity
 
 soak: .venv/bin/blsp ## Send 5,000 requests to one server and see that memory and cost per request stay as they are.
 	.venv/bin/python -m benchmarks.soak

@@ -68,13 +68,13 @@ def measure(embedder: Embedder, counted: Embedder, rate: float, seconds: int, ba
 
 
 def main(dtype: str) -> None:
-    """Answers each line with milliseconds and share of the limit for clips of 5 s and 25 s, alone and in eights."""
-    torch.set_num_threads(1)
+    """Answers each line, of a number of `threads`, with seconds and the limit for clips of 5 s and 25 s, alone and in eights."""
     kind = getattr(torch, dtype)
     checkpoint = open_checkpoint(str(OURS), Path("build/cache"))
     embedder = checkpoint.load_embedder(kind, torch.device("cpu"))
     counted = deepcopy(embedder).to("meta")
-    for _ in answer_lines():
+    for asked in answer_lines():
+        torch.set_num_threads(asked.get("threads", 1))
         rate = matrix_rate(kind)
         rows = [measure(embedder, counted, rate, seconds, batch) for seconds in (5, 25) for batch in (1, 8)]
         print(json.dumps({"matrix_rate": rate, "rows": rows}), flush=True)
