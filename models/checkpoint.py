@@ -20,7 +20,7 @@ from models.features import SAMPLE_RATE
 from models.lora import merged
 from models.pretrained import PartError, find_part, how_to_get
 from models.prompt import PromptBuilder
-from models.weights import have_same_weights, load_strict, read_tensors
+from models.weights import Files, files_in, have_same_weights, load_strict, read_tensors
 
 # LLMs embed tokens with norms around 1; a layer norm of width 4096 that was never trained gives 64. Beyond this ratio the adapter was
 # made for another LLM, or is broken.
@@ -36,6 +36,8 @@ class Checkpoint:
     folder: Path
     encoder: Path
     llm: Path
+    encoder_files: Files
+    """As they were when the checkpoint was opened."""
 
     def llm_dim(self) -> int:
         """The width of the LLM's embeddings."""
@@ -68,7 +70,9 @@ class Checkpoint:
         return embedder.to(device=device, dtype=dtype)
 
     def has_encoder_of(self, other: "Checkpoint") -> bool:
-        """Whether both have the same encoder, byte for byte."""
+        """Whether both have the same encoder, byte for byte, and the other's is still the one that it was opened with."""
+        if files_in(other.encoder) != other.encoder_files:
+            return False
         heads, others_heads = (WhisperConfig.from_pretrained(c.encoder).encoder_attention_heads for c in (self, other))
         return bool(heads == others_heads) and have_same_weights(self.encoder, other.encoder)
 
@@ -124,7 +128,7 @@ def open_checkpoint(name: str, cache: Path) -> Checkpoint:
             raise CheckpointError(f"{part}: no config.json")
     if config.llm_lora is not None:
         llm = merged(llm, folder / config.llm_lora, cache)
-    return Checkpoint(name, config, folder, encoder, llm)
+    return Checkpoint(name, config, folder, encoder, llm, files_in(encoder))
 
 
 def fetch(name: str, revision: str | None, base: Path, cache: Path) -> Path:

@@ -3,7 +3,9 @@
 import filecmp
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 
 import torch
 from safetensors import safe_open
@@ -15,6 +17,20 @@ from models.config import CheckpointError
 SHARD_BYTES = 1 << 30
 SCALE = ".int8_scale"
 """Behind the name of a tensor of int8: its scales, one for each place of its first dimension, in a tensor of their own."""
+
+Files = tuple[str, list[tuple[str, int, int]]]
+"""Where a folder lies, and of each file in it or below its path, time of change and size."""
+
+
+def files_in(folder: Path) -> Files:
+    """What is another when a file has changed, is new or gone, or the folder is a link that leads elsewhere now."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        with suppress(OSError):  # it has just gone
+            state = path.stat()
+            if S_ISREG(state.st_mode):
+                found.append((str(path), state.st_mtime_ns, state.st_size))
+    return str(folder.resolve()), found
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -41,11 +41,7 @@ def load_adapter(name: str, path: str, settings: ModelSettings, beside: Sequence
         _check_fits(checkpoint, first.checkpoint)
         same = (other.embedder.encoder for other in beside if checkpoint.has_encoder_of(other.checkpoint))
         embedder = checkpoint.load_embedder(first.embedder.dtype, first.embedder.device, next(same, None))
-    except (
-        ValueError,
-        OSError,
-        RuntimeError,
-    ) as error:  # CheckpointError, and what transformers and torch raise of files
+    except Exception as error:  # CheckpointError, and what libraries raise of files that are damaged
         raise CheckpointError(f"The adapter {name!r} can't be served: {error}") from error
     return Adapter(checkpoint, embedder)
 

@@ -59,12 +59,13 @@ class Serve(ServeSettings):
         from service.http.server import Server
         from service.loading import Service, load
 
+        watch = self.watched_folder()
         in_json = self.log_format == "json"
         progress = log.info if in_json else _progress
         scheme = "https" if self.ssl_certfile else "http"
 
         async def load_model() -> Service:
-            service = await load(self, self.names(), progress)
+            service = await load(self, self.names(), progress, watch)
             ready = f"Ready: {self.names()[0]!r} on {scheme}://{self.host}:{self.port} (docs at /docs)"
             log.info(ready) if in_json else console.print(f"[bold]blsp[/bold] {ready}")
             return service

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -27,6 +28,7 @@ from service.listening.listener import Listener
 from service.listening.voice import Detector
 from service.model import Models, Shared
 from service.settings import ModelSettings, model_name
+from service.watching import WatchedFolder
 
 BATCH_SECONDS = 10  # of audio in a batch of the encoder on a CPU
 GPU_MARGIN = 1 << 30  # bytes of a GPU's memory that the engine's own process takes before it looks for what is free
@@ -47,23 +49,26 @@ class Service:
     listener: Listener
     """The first model's; those of others hear with its decoders and in its batches."""
     detector: Detector
+    watched: WatchedFolder | None
 
     def queued(self) -> Queued:
         """What waits for the encoder and for the LLM."""
         return Queued(self.listener.queued_seconds, self.engine.llm.queued_prompt_tokens)
 
     async def close(self) -> None:
-        """Ends the encoder's threads and the engine's process."""
+        """Ends the watch, the encoder's threads and the engine's process."""
+        if self.watched:
+            await self.watched.close()
         self.detector.close()
         await self.listener.close()
         await self.engine.close()
 
 
-async def load(settings: ModelSettings, names: Sequence[str], progress: Progress) -> Service:
+async def load(settings: ModelSettings, names: Sequence[str], progress: Progress, watch: Path | None = None) -> Service:
     """Loads everything; `progress` hears of each step before it starts. `names` are those of the first model.
 
-    Raises CheckpointError where the checkpoint does not fit together, OptionError for a name that is given twice, and whatever vLLM
-    raises. An adapter that can't be loaded is logged, and left out.
+    The adapters in the folder `watch` are models while they are there. Raises CheckpointError where the checkpoint does not fit together,
+    OptionError for a name that is given twice, and whatever vLLM raises. An adapter that can't be loaded is logged, and left out.
     """
     paths = settings.adapters()
     progress(f"Reading checkpoint {settings.model}")
@@ -108,11 +113,15 @@ async def load(settings: ModelSettings, names: Sequence[str], progress: Progress
             models.add_llm(llm_name)
         for name, adapter in adapters.items():
             models.add_adapter(name, adapter)
-        service = Service(models, engine, prompts, listener, detector)
+        watched = None if watch is None else WatchedFolder(watch, models)
+        service = Service(models, engine, prompts, listener, detector, watched)
         progress("Warming up with a first request")
         await _warm_up(service)
         # Only now, for the first generation compiles kernels.
         engine.llm.generation_seconds = settings.generation_seconds
+        if watched:
+            progress(f"Loading the adapters in {watch}")
+            await watched.start()
     except BaseException:
         await engine.close()
         raise

@@ -120,15 +120,20 @@ class Models:
         """The LLM by itself, which reads text as the first model does."""
         self._by_name[name] = Model.make(self._shared, (name,), self._config, Deaf(name))
 
-    def add_adapter(self, name: str, adapter: Adapter) -> None:
+    def add_adapter(self, name: str, adapter: Adapter) -> Model:
         """A model that hears by another adapter."""
         listener = self._listener.with_embedder(adapter.embedder)
-        self._by_name[name] = Model.make(self._shared, (name,), adapter.checkpoint.config, listener, adapter)
+        model = Model.make(self._shared, (name,), adapter.checkpoint.config, listener, adapter)
+        self._by_name[name] = model
+        return model
 
-    async def load_adapter(self, name: str, path: str) -> None:
-        """Loads an adapter while others serve. Raises NameTaken, and InvalidRequest for one that can't be served."""
+    async def load_adapter(self, name: str, path: str, instead_of: Model | None = None) -> Model:
+        """Loads an adapter while others serve; the model of that name whose place it is to take answers until then, and is to be ended.
+
+        Raises NameTaken, and InvalidRequest for one that can't be served.
+        """
         async with self._loading:
-            if name in self._by_name:
+            if self._by_name.get(name, instead_of) is not instead_of:
                 raise NameTaken(
                     f"There is a model {name!r} already; unload it before, or take another name.", param="name"
                 )
@@ -137,7 +142,7 @@ class Models:
                 adapter = await asyncio.to_thread(_load_quietly, name, path, self._shared.settings, beside)
             except CheckpointError as error:
                 raise InvalidRequest(str(error), param="path") from error
-            self.add_adapter(name, adapter)
+            return self.add_adapter(name, adapter)
 
     async def unload_adapter(self, name: str) -> None:
         """Requests that name it get ModelNotFound from now on; returns when those that run are over.
@@ -149,7 +154,15 @@ class Models:
         if model is self.first or model.adapter is None:
             raise InvalidRequest(f"The model {name!r} is no adapter that can be unloaded.", param="name")
         del self._by_name[name]
+        await self.end(model)
+
+    async def end(self, model: Model) -> None:
+        """Returns when those requests are over that a model answers whose name is gone."""
         await model.uses.end()
+
+    def serves(self, model: Model) -> bool:
+        """Whether its name is still its own."""
+        return self._by_name.get(model.names[0]) is model
 
     def names(self) -> list[str]:
         """All names, those of the first model in front."""

@@ -207,6 +207,9 @@ class ServeSettings(ModelSettings):
         None,
         description="folder below which POST /v1/adapters may load adapters; by default the endpoint does not exist",
     )
+    watch_adapters: bool = Field(
+        False, description="every folder in the adapter folder is a model while it is there, by the folder's name"
+    )
     admins: list[str] = Field([], description="names of the keys with which adapters may be loaded and unloaded")
     open_endpoints: list[str] = Field(
         ["/health", "/ready", "/metrics"], description="paths that need no key where there are keys"
@@ -227,6 +230,14 @@ class ServeSettings(ModelSettings):
         """The model's names in the API; replies carry the first."""
         given = tuple(name.strip() for name in (self.served_model_name or "").split(",") if name.strip())
         return given or (model_name(self.model),)
+
+    def watched_folder(self) -> Path | None:
+        """The folder whose folders are models; raises OptionError where it is to be watched, and there is none."""
+        if not self.watch_adapters:
+            return None
+        if self.adapter_folder is None or not self.adapter_folder.is_dir():
+            raise OptionError("--watch-adapters watches the folder that --adapter-folder names; there is none.")
+        return self.adapter_folder
 
     def admission(self) -> Limits:
         """What the service takes on at most."""

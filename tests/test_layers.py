@@ -35,6 +35,7 @@ ONLY = {
     "silero_vad": {"service/listening/voice.py"},
     "prometheus_client": {"service/telemetry/metrics.py"},
     "opentelemetry": {"service/telemetry/tracing.py"},
+    "watchfiles": {"service/watching.py"},
     "pythonjsonlogger": {"service/telemetry/logs.py"},
 }
 
@@ -119,8 +120,12 @@ PARTS = {
         *("service/settings", "service/adapters", "service/audio", "service/listening", "service/engine"),
         *("service/answers", "service/realtime", "service/errors", "service/request", "models/config"),
     },
+    "service/watching": {
+        *("service/errors", "service/settings", "service/memory", "service/model", "models/weights"),
+    },
     "service/loading": {
         *("service/errors", "service/gate", "service/settings", "service/adapters", "service/audio"),
+        "service/watching",
         *("service/self_check", "service/listening", "service/engine", "service/answers", "service/model"),
         *("models/config", "models/features", "models/embedder"),
     },

@@ -72,7 +72,7 @@ class Speech:
     async def _load(self) -> Any:
         from service.loading import load
 
-        service = await load(self._settings, self._settings.names(), log.info)
+        service = await load(self._settings, self._settings.names(), log.info, self._settings.watched_folder())
         self._loaded.set()
         return service
 

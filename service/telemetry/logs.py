@@ -32,6 +32,7 @@ def configure(form: Form) -> None:
     logging.getLogger("python_multipart").setLevel(
         logging.ERROR
     )  # it warns of every damaged form; clients hear of that
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of every change
 
 
 def handler(form: Form, stream: TextIO) -> logging.Handler:

@@ -210,6 +210,14 @@ class TestBeside:
         assert not other.has_encoder_of(checkpoint)
         assert not other.has_llm_of(checkpoint)
 
+    def test_an_encoder_that_was_replaced_is_no_longer_the_others(self, other: Checkpoint) -> None:
+        weights = other.encoder / "model.safetensors"
+        tensors = load_file(weights)
+        assert open_checkpoint(str(other.folder), other.folder.parent / "cache").has_encoder_of(other)
+        next(iter(tensors.values())).view(-1)[-1] += 1
+        save_file(tensors, weights, metadata={"format": "pt"})
+        assert not open_checkpoint(str(other.folder), other.folder.parent / "cache").has_encoder_of(other)
+
     def test_encoders_of_other_heads_differ(self, other: Checkpoint, checkpoint: Checkpoint) -> None:
         config = json.loads((other.encoder / "config.json").read_text())
         config["encoder_attention_heads"] *= 2
