@@ -20,7 +20,7 @@ from models.features import SAMPLE_RATE
 from models.lora import merged
 from models.pretrained import PartError, find_part, how_to_get
 from models.prompt import PromptBuilder
-from models.weights import Files, files_in, have_same_weights, load_strict, read_tensors
+from models.weights import Files, files_in, fitting, have_same_weights, load_strict, read_tensors
 
 # LLMs embed tokens with norms around 1; a layer norm of width 4096 that was never trained gives 64. Beyond this ratio the adapter was
 # made for another LLM, or is broken.
@@ -57,17 +57,32 @@ class Checkpoint:
         device: str | torch.device = "cpu",
         encoder: WhisperEncoder | None = None,
     ) -> Embedder:
-        """Loads encoder and adapter, strictly; an `encoder` that is loaded already, of the same weights, is not loaded again.
+        """Loads encoder and adapter, strictly; an `encoder` of the same weights that is there already, or its outline, is not loaded again.
 
         Raises CheckpointError for missing or unexpected tensors, wrong shapes or dtypes, values that are not finite, and for an adapter
         whose output is far from the LLM's embeddings.
         """
         if encoder is None:
-            encoder = self._load_encoder()
-        adapter = self._load_adapter(encoder.config.d_model).to(encoder.conv1.weight)
+            encoder = self.load_encoder(dtype, device)
+        adapter = self._load_adapter(encoder.config.d_model).to(device=device, dtype=dtype)
         embedder = Embedder(encoder, adapter, self.config.padding).requires_grad_(False).eval()
         self._check_norms(embedder)
-        return embedder.to(device=device, dtype=dtype)
+        return embedder
+
+    def load_encoder(self, dtype: torch.dtype, device: str | torch.device) -> WhisperEncoder:
+        """Loads the encoder, strictly. Raises CheckpointError, also where its files have changed since the checkpoint was opened."""
+        if files_in(self.encoder) != self.encoder_files:
+            raise CheckpointError(f"{self.encoder} has changed since it was first read")
+        encoder = self._outline().to_empty(device="cpu")
+        load_strict(encoder, _encoder_tensors(self.encoder), str(self.encoder))
+        return encoder.requires_grad_(False).eval().to(device=device, dtype=dtype)
+
+    def outline_encoder(self, dtype: torch.dtype) -> WhisperEncoder:
+        """The encoder's outline; raises CheckpointError where the files have other tensors, whose values are not read."""
+        encoder = self._outline()
+        for _ in fitting(encoder, _encoder_tensors(self.encoder), str(self.encoder)):
+            pass
+        return encoder.to(dtype)
 
     def has_encoder_of(self, other: "Checkpoint") -> bool:
         """Whether both have the same encoder, byte for byte, and the other's is still the one that it was opened with."""
@@ -80,12 +95,9 @@ class Checkpoint:
         """Whether both have the same LLM, byte for byte."""
         return have_same_weights(self.llm, other.llm)
 
-    def _load_encoder(self) -> WhisperEncoder:
+    def _outline(self) -> WhisperEncoder:
         with torch.device("meta"):
-            encoder = WhisperEncoder(WhisperConfig.from_pretrained(self.encoder))
-        encoder.to_empty(device="cpu")
-        load_strict(encoder, _encoder_tensors(self.encoder), str(self.encoder))
-        return encoder
+            return WhisperEncoder(WhisperConfig.from_pretrained(self.encoder))
 
     def _load_adapter(self, encoder_dim: int) -> ModalityAdapter:
         with torch.device("meta"):
@@ -97,8 +109,13 @@ class Checkpoint:
         return adapter
 
     def _check_norms(self, embedder: Embedder) -> None:
-        noise = torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0)) * 0.1
-        speech = embedder.embed([noise])[0].norm(dim=1).mean().item()
+        generator = torch.Generator().manual_seed(0)
+        if embedder.encoder.is_outline:  # its states come out of a layer norm, and so are about as large as these
+            states = torch.randn(1, 50, embedder.encoder.config.d_model, generator=generator)
+            [rows] = embedder.adapter(states.to(embedder.device, embedder.dtype), torch.tensor([50]))
+        else:
+            [rows] = embedder.embed([torch.randn(SAMPLE_RATE, generator=generator) * 0.1])
+        speech = rows.float().norm(dim=1).mean().item()
         text = embedding_table(self.llm).float().norm(dim=1).mean().item()
         if not text / MAX_NORM_RATIO <= speech <= text * MAX_NORM_RATIO:
             raise CheckpointError(

@@ -17,7 +17,7 @@ class Embedder(nn.Module):
     """Whisper encoder and modality adapter: windows of samples in, rows of the LLM's embedding space out.
 
     A window gets the same rows in any batch (within 1e-5 in float32). `prepare` and `embed_prepared` are the two halves of `embed`; on a
-    GPU they are quicker after `accelerate`.
+    GPU they are quicker after `accelerate`. With an outline for its encoder it can `prepare`, and tell lengths and widths.
     """
 
     def __init__(self, encoder: WhisperEncoder, adapter: ModalityAdapter, padding: PaddingPolicy) -> None:
@@ -41,15 +41,19 @@ class Embedder(nn.Module):
         self.ladder = climb(Packed(self.encoder, self.adapter, self.padding), windows, seconds, launch_seconds)
         return self.ladder.seconds
 
+    def with_encoder(self, encoder: WhisperEncoder) -> "Embedder":
+        """One with the same adapter, and this encoder."""
+        return Embedder(encoder, self.adapter, self.padding)
+
     @property
     def device(self) -> torch.device:
         """Where the weights are and the work is done."""
-        return self.encoder.conv1.weight.device
+        return self.adapter.speech_ln.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """What the encoder computes in, and the dtype of the rows."""
-        return self.encoder.conv1.weight.dtype
+        return self.adapter.speech_ln.weight.dtype
 
     @property
     def llm_dim(self) -> int:
@@ -104,17 +108,17 @@ class Embedder(nn.Module):
 def embed_together(embedders: Sequence[Embedder], prepared: Sequence[Tensor], n_samples: Sequence[int]) -> list[Tensor]:
     """Rows (n_i, llm_dim) of windows, each prepared by its embedder's `prepare`; all embedders are `batched_by` the same.
 
-    Up to the encoder's last layer they are one batch, from there on one for each adapter. Where there is one embedder only, this is its
-    `embed_prepared`.
+    Up to the encoder's last layer they are one batch, from there on one for each adapter. Where there is one adapter only, this is
+    `embed_prepared` of an embedder that has it.
     """
-    windows_of: dict[Embedder, list[int]] = {}
+    windows_of: dict[ModalityAdapter, list[int]] = {}
     for i, embedder in enumerate(embedders):
-        windows_of.setdefault(embedder, []).append(i)
+        windows_of.setdefault(embedder.adapter, []).append(i)
     if len(windows_of) == 1:
         return embedders[0].embed_prepared(prepared, n_samples)
     states = embedders[0].encode(prepared)  # (windows, length, encoder_dim)
     lengths = torch.tensor([encoder_length(n_frames(n)) for n in n_samples])
     rows: dict[int, Tensor] = {}
-    for embedder, windows in windows_of.items():
-        rows |= zip(windows, embedder.adapter(states[windows], lengths[windows]), strict=True)
+    for adapter, windows in windows_of.items():
+        rows |= zip(windows, adapter(states[windows], lengths[windows]), strict=True)
     return [rows[i] for i in range(len(rows))]

@@ -146,7 +146,10 @@ def through(layers: nn.ModuleList, x: Tensor, lengths: list[int]) -> Tensor:
 
 
 class WhisperEncoder(nn.Module):
-    """Log-mel features to encoder states, 20 ms each."""
+    """Log-mel features to encoder states, 20 ms each.
+
+    One on torch's device "meta" is an outline: it has the sizes, and no weights.
+    """
 
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__()
@@ -160,6 +163,16 @@ class WhisperEncoder(nn.Module):
             for _ in range(config.encoder_layers)
         )
         self.layer_norm = nn.LayerNorm(dim)
+
+    @property
+    def is_outline(self) -> bool:
+        """Whether there are no weights."""
+        return self.conv1.weight.is_meta
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory the weights take, or would take."""
+        return sum(parameter.nbytes for parameter in self.parameters())
 
     def forward(self, features: Tensor, frames: Tensor) -> Tensor:
         """Encodes a batch of windows.

@@ -108,24 +108,32 @@ def check_tensor(where: str, name: str, tensor: Tensor) -> None:
 
 
 def load_strict(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
-    """Copies tensors into a module; every parameter must be there once, with its shape, finite, and nothing else.
+    """Copies tensors into a module, which must be `fitting` and finite. Raises CheckpointError."""
+    with torch.no_grad():
+        for name, parameter, tensor in fitting(module, tensors, where):
+            check_tensor(where, name, tensor)
+            parameter.copy_(tensor)
 
-    Raises CheckpointError that names all missing and unexpected tensors.
+
+def fitting(
+    module: nn.Module, tensors: Iterable[tuple[str, Tensor]], where: str
+) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+    """Yields each tensor with the parameter of its name; every parameter must be there once, with its shape, and nothing else.
+
+    Raises CheckpointError for a wrong shape, and at last one that names all missing and unexpected tensors.
     """
     parameters = dict(module.named_parameters())
     missing, unexpected = set(parameters), []
-    with torch.no_grad():
-        for name, tensor in tensors:
-            if name not in parameters:
-                unexpected.append(name)
-                continue
-            check_tensor(where, name, tensor)
-            if tensor.shape != parameters[name].shape:
-                raise CheckpointError(
-                    f"{where}: {name!r} has shape {list(tensor.shape)}; by config.json it is {list(parameters[name].shape)}"
-                )
-            parameters[name].copy_(tensor)
-            missing.discard(name)
+    for name, tensor in tensors:
+        if name not in parameters:
+            unexpected.append(name)
+            continue
+        if tensor.shape != parameters[name].shape:
+            raise CheckpointError(
+                f"{where}: {name!r} has shape {list(tensor.shape)}; by config.json it is {list(parameters[name].shape)}"
+            )
+        missing.discard(name)
+        yield name, parameters[name], tensor
     if missing or unexpected:
         raise CheckpointError(f"{where}: missing tensors {sorted(missing)}, unexpected tensors {sorted(unexpected)}")
 

@@ -3,21 +3,25 @@
 BLSP freezes encoder and LLM, so further adapters beside a first one cost little more than themselves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.config import CheckpointError
 from models.embedder import Embedder
+from models.encoder import WhisperEncoder
 from service.settings import ModelSettings
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A checkpoint, of which encoder and adapter are loaded."""
+    """A checkpoint, of which the adapter is loaded, and the encoder, or its outline."""
 
     checkpoint: Checkpoint
     embedder: Embedder
+    load_encoder: Callable[[], WhisperEncoder] | None = None
+    """What loads the encoder where there is only the outline. Raises CheckpointError."""
 
 
 def read_checkpoint(path: str, settings: ModelSettings) -> Checkpoint:
@@ -33,17 +37,22 @@ def read_checkpoint(path: str, settings: ModelSettings) -> Checkpoint:
 def load_adapter(name: str, path: str, settings: ModelSettings, beside: Sequence[Adapter]) -> Adapter:
     """Loads the adapter of the checkpoint at `path` beside others, the first of which says what LLM it has to be for.
 
-    It gets their device and dtype, and the encoder of one that has the same. Raises CheckpointError, which begins with the name.
+    It gets their device and dtype, and the encoder of one that has the same, else an outline. Raises CheckpointError, which begins with the
+    name.
     """
     first = beside[0]
+    dtype, device = first.embedder.dtype, first.embedder.device
     try:
         checkpoint = read_checkpoint(path, settings)
         _check_fits(checkpoint, first.checkpoint)
         same = (other.embedder.encoder for other in beside if checkpoint.has_encoder_of(other.checkpoint))
-        embedder = checkpoint.load_embedder(first.embedder.dtype, first.embedder.device, next(same, None))
+        encoder = next(same, None) or checkpoint.outline_encoder(dtype)
+        embedder = checkpoint.load_embedder(dtype, device, encoder)
     except Exception as error:  # CheckpointError, and what libraries raise of files that are damaged
         raise CheckpointError(f"The adapter {name!r} can't be served: {error}") from error
-    return Adapter(checkpoint, embedder)
+    return Adapter(
+        checkpoint, embedder, partial(checkpoint.load_encoder, dtype, device) if encoder.is_outline else None
+    )
 
 
 def _check_fits(checkpoint: Checkpoint, first: Checkpoint) -> None:

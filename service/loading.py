@@ -4,9 +4,10 @@ import asyncio
 import gc
 import io
 import logging
+import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +98,7 @@ async def load(settings: ModelSettings, names: Sequence[str], progress: Progress
     if device.type == "cuda":
         # Before the engine starts, which looks for free memory then, and takes it.
         progress("Recording the encoder's work on the GPU")
-        batch_seconds, most_memory = await asyncio.to_thread(_accelerate, embedder, settings)
+        batch_seconds, most_memory = await asyncio.to_thread(_accelerate, embedder, settings, adapters.values())
     progress("Starting the vLLM engine")
     blsp_format = checkpoint.config.prompt_format == "blsp"
     engine = await asyncio.to_thread(Engine.start, plan, drop_first_space=blsp_format, most_memory=most_memory)
@@ -160,13 +161,20 @@ def _encoder_threads(settings: ModelSettings) -> tuple[int, int]:
     return threads, settings.encoder_threads or max(threads, min(cores, THREADS_ALONE))
 
 
-def _accelerate(embedder: Embedder, settings: ModelSettings) -> tuple[float, float]:
-    """Takes what the encoder needs of its GPU; how much audio a batch may have, and what share of the memory is left."""
+def _accelerate(embedder: Embedder, settings: ModelSettings, adapters: Iterable[Adapter]) -> tuple[float, float]:
+    """Takes what the encoder needs of its GPU; how much audio a batch may have, and what share of the memory is left.
+
+    What is not left has room for the encoders that adapters bring: as much as the settings say, by default for those of `adapters`.
+    """
     seconds = embedder.accelerate(
         settings.max_batch_windows, settings.max_batch_seconds or None, settings.max_batch_ms / 1000
     )
+    encoders = {adapter.embedder.encoder for adapter in adapters if adapter.load_encoder}
+    room = sum(encoder.nbytes for encoder in encoders)
+    if settings.encoder_memory_mib is not None:
+        room = settings.encoder_memory_mib << 20
     free, total = torch.cuda.mem_get_info(embedder.device)
-    return settings.max_batch_seconds or seconds, (free - GPU_MARGIN) / total
+    return settings.max_batch_seconds or seconds, (free - GPU_MARGIN - room) / total
 
 
 def _listener(
@@ -191,6 +199,7 @@ def _listener(
         max_uploads=settings.max_uploads,
         encode_seconds=settings.encode_seconds,
         cache_bytes=settings.embedding_cache_mib << 20,
+        encoder_bytes=math.inf if settings.encoder_memory_mib is None else settings.encoder_memory_mib << 20,
     )
 
 

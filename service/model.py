@@ -5,8 +5,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import torch
-
 from models.config import BlspConfig, CheckpointError
 from service.adapters import Adapter, load_adapter
 from service.answers.chat import ChatService
@@ -19,6 +17,7 @@ from service.audio.fetch import Fetcher
 from service.engine import Engine
 from service.errors import InvalidRequest, NameTaken
 from service.listening.deaf import Deaf
+from service.listening.encoders import without_helpers
 from service.listening.listener import Listener
 from service.listening.voice import Detector
 from service.realtime.session import Talks
@@ -122,7 +121,7 @@ class Models:
 
     def add_adapter(self, name: str, adapter: Adapter) -> Model:
         """A model that hears by another adapter."""
-        listener = self._listener.with_embedder(adapter.embedder)
+        listener = self._listener.with_embedder(adapter.embedder, adapter.load_encoder)
         model = Model.make(self._shared, (name,), adapter.checkpoint.config, listener, adapter)
         self._by_name[name] = model
         return model
@@ -186,7 +185,5 @@ def _held(model: Model) -> Model:
 
 
 def _load_quietly(name: str, path: str, settings: ModelSettings, beside: Sequence[Adapter]) -> Adapter:
-    """In one of torch's threads: idle helpers of this one would slow the encoder's down."""
-    torch.get_num_threads()  # before it has asked for its number, a thread gets the one that was set last
-    torch.set_num_threads(1)
+    without_helpers()
     return load_adapter(name, path, settings, beside)

@@ -80,6 +80,11 @@ class ModelSettings(BaseSettings):
         None, ge=1, description="most batches that are encoded at the same time; default: 1 on a GPU, 2 without"
     )
     embedding_cache_mib: int = Field(256, ge=0, description="memory for embeddings of recordings heard before; 0: none")
+    encoder_memory_mib: int | None = Field(
+        None,
+        ge=0,
+        description="memory for encoders that only adapters have; those used least recently leave until they are needed; default: all stay",
+    )
     max_audio_seconds: float = Field(
         600.0, gt=0, description="longest audio of a request, all its recordings together, seconds"
     )

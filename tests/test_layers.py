@@ -89,15 +89,18 @@ PARTS = {
     "service/request": {"service/telemetry"},
     "service/gate": {"service/errors", "service/telemetry"},
     "service/settings": {"service/errors", "service/gate"},
-    "service/adapters": {"service/settings", "models/config", "models/checkpoint", "models/embedder"},
+    "service/adapters": {
+        *("service/settings", "models/config", "models/encoder", "models/checkpoint", "models/embedder"),
+    },
     "service/words": {"service/settings"},
+    "service/memory": {"service/gate"},
     "service/audio": {"service/errors", "service/telemetry", "models/features", "models/manifest"},
     "service/self_check": {
         *("service/audio", "models/config", "models/manifest", "models/checkpoint", "models/evaluation"),
     },
     "service/listening": {
-        *("service/errors", "service/request", "service/telemetry", "service/gate", "service/audio"),
-        *("models/features", "models/embedder"),
+        *("service/errors", "service/request", "service/telemetry", "service/gate", "service/audio", "service/memory"),
+        *("models/features", "models/encoder", "models/embedder"),
     },
     "service/engine": {"service/errors", "service/request", "service/telemetry", "service/gate", "models/prompt"},
     "service/answers": {
@@ -111,7 +114,6 @@ PARTS = {
         ),
         *("models/config", "models/features", "models/prompt"),
     },
-    "service/memory": {"service/gate"},
     "service/realtime": {
         *("service/errors", "service/request", "service/telemetry", "service/gate", "service/audio"),
         *("service/listening", "service/engine", "service/answers", "models/features", "models/prompt"),

@@ -1,6 +1,7 @@
 """From a recording's bytes to its speech embeddings, while the bytes are still arriving."""
 
 import asyncio
+import math
 import threading
 from collections.abc import Awaitable, Callable, Generator, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +28,7 @@ from service.gate.admission import NEWCOMERS, current_client
 from service.gate.places import Places
 from service.listening.batcher import Batcher
 from service.listening.cache import EmbeddingCache, RecordingCache, fingerprint, fingerprint_of_file
+from service.listening.encoders import Encoders, Load, without_helpers
 from service.request import running, stage
 from service.telemetry import metrics
 
@@ -138,7 +140,7 @@ class Listener:
 
     A window that was heard before is not encoded again, and a recording that was is not even decoded again. `encoder_threads` are CPU
     threads of a batch, beside other work and where it has none beside it; `speech` tells how probably somebody speaks, `answered` how
-    many replies are being generated, `context` how many tokens a prompt may have.
+    many replies are being generated, `context` how many tokens a prompt may have; `encoder_bytes` are for encoders that come and go.
     """
 
     def __init__(
@@ -156,15 +158,18 @@ class Listener:
         max_uploads: int,
         encode_seconds: float,
         cache_bytes: int,
+        encoder_bytes: float = math.inf,
     ) -> None:
         self._embedder = embedder
+        self._load_encoder: Load | None = None
+        self._encoders = Encoders(encoder_bytes)
         self._ears = object()  # those whose rows they are, among the cached
         self._decoders = decoders
         self._cache = EmbeddingCache(cache_bytes)
         self._recordings = RecordingCache(REMEMBERED_WINDOWS)
         self._places = Places(max_uploads)
         self._threads = ThreadPoolExecutor(
-            NEWCOMERS * max_uploads, thread_name_prefix="decode", initializer=_without_helpers
+            NEWCOMERS * max_uploads, thread_name_prefix="decode", initializer=without_helpers
         )
         self._batcher = Batcher(self._encode, max_windows, max_batch_seconds, batches_at_a_time, answered)
         self._encoder_threads = encoder_threads
@@ -173,10 +178,13 @@ class Listener:
         self._context = context
         self._encode_seconds = encode_seconds
 
-    def with_embedder(self, embedder: Embedder) -> "Listener":
-        """One that hears by another embedder, and shares everything else: decoders, places, memory of the caches, batches; and `close`."""
+    def with_embedder(self, embedder: Embedder, load_encoder: Load | None = None) -> "Listener":
+        """One that hears by another embedder, and shares everything else: decoders, places, memory of the caches, batches; and `close`.
+
+        Where the embedder has only an outline of its encoder, `load_encoder` loads it.
+        """
         other = copy(self)
-        other._embedder, other._ears = embedder, object()
+        other._embedder, other._load_encoder, other._ears = embedder, load_encoder, object()
         return other
 
     @property
@@ -305,7 +313,8 @@ class Listener:
             return window.rows
         assert window.prepared is not None
         assert window.key is not None
-        rows = (await self._batcher.embed(self._embedder, window.prepared, window.n_samples)).cpu()
+        async with self._encoders.loaded(self._embedder, self._load_encoder) as embedder:
+            rows = (await self._batcher.embed(embedder, window.prepared, window.n_samples)).cpu()
         self._cache.put(window.key, rows)
         return rows
 
@@ -414,15 +423,6 @@ class _File:
             if not (self.allow_truncated and any_yet):
                 raise
             self.truncated = TruncatedAudio(error.message)  # without the traceback, and all that it holds
-
-
-def _without_helpers() -> None:
-    """Gives the calling thread one of torch's threads: idle helpers of the decoders' would slow the encoder's down.
-
-    A thread that has not asked for its number gets, with its first operation, the one that some thread has set last.
-    """
-    torch.get_num_threads()
-    torch.set_num_threads(1)
 
 
 async def _prepare(before: asyncio.Task[None] | None, encoding: list[asyncio.Task[Tensor]], ahead: Ahead) -> None:

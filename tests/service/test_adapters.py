@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from models.checkpoint import open_checkpoint
 from models.config import CheckpointError
 from service.adapters import Adapter, load_adapter, read_checkpoint
 from service.errors import OptionError
@@ -52,6 +55,27 @@ def test_so_do_those_of_a_further_encoder(folder: Path, settings: ModelSettings,
     assert third.embedder.encoder is other.embedder.encoder
 
 
+def test_a_further_encoder_is_loaded_when_it_is_needed(folder: Path, settings: ModelSettings, first: Adapter) -> None:
+    """Before that there is its outline, which prepares windows and tells their lengths."""
+    init(folder / "later", seed=6, llm_of=folder / "first")
+    adapter = load_adapter("later", str(folder / "later"), settings, [first])
+    alone = open_checkpoint(str(folder / "later"), settings.cache).load_embedder()
+    assert first.load_encoder is None
+    assert adapter.load_encoder is not None
+    outline = adapter.embedder
+    assert outline.encoder.is_outline
+    assert outline.encoder.nbytes == alone.encoder.nbytes
+    assert (outline.dtype, outline.device, outline.llm_dim) == (torch.float32, torch.device("cpu"), 64)
+    noise = torch.randn(20_000)
+    assert torch.equal(outline.prepare(noise), alone.prepare(noise))
+    whole = outline.with_encoder(adapter.load_encoder())
+    assert torch.equal(whole.embed([noise])[0], alone.embed([noise])[0])
+    weights = folder / "later" / "encoder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes())
+    with pytest.raises(CheckpointError, match="later/encoder has changed since"):
+        adapter.load_encoder()
+
+
 def test_instructions_of_the_settings_are_an_adapters_too(folder: Path, first: Adapter, tmp_path: Path) -> None:
     add_adapter(tmp_path / "a", folder / "first", seed=1)
     settings = ModelSettings(cache=tmp_path, transcribe_instruction="Write it down.")
@@ -65,6 +89,27 @@ def no_file(folder: Path) -> None:
 
 def damaged(folder: Path) -> None:
     (folder / "adapter.safetensors").write_bytes(b"none")
+
+
+def own_encoder(change: Callable[[dict[str, torch.Tensor]], object]) -> Any:
+    """An encoder that nobody else has, with other tensors."""
+
+    def spoil(folder: Path) -> None:
+        shutil.copytree(folder.parent / "first" / "encoder", folder / "encoder")
+        tensors = load_file(folder / "encoder" / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "encoder" / "model.safetensors")
+        edited(encoder="encoder")(folder)
+
+    return spoil
+
+
+def loud(folder: Path) -> None:
+    """Beside an encoder of its own."""
+    own_encoder(lambda tensors: tensors["conv1.bias"].add_(1))(folder)
+    tensors = load_file(folder / "adapter.safetensors")
+    tensors["speech_ln.weight"] *= 1e6
+    save_file(tensors, folder / "adapter.safetensors")
 
 
 def edited(**changes: Any) -> Any:
@@ -85,8 +130,15 @@ def edited(**changes: Any) -> Any:
         (edited(adapter={"inner_dim": 7}), "has shape"),
         (edited(model_type="llama"), "model_type"),
         (shutil.rmtree, "neither a folder here"),
+        (own_encoder(lambda tensors: tensors.pop("conv1.bias")), r"encoder: missing tensors \['conv1.bias'\]"),
+        (own_encoder(lambda tensors: tensors.update(b=torch.ones(1))), r"unexpected tensors \['b'\]"),
+        (own_encoder(lambda tensors: tensors.update({"conv1.bias": torch.ones(3)})), "'conv1.bias' has shape"),
+        (loud, "was not trained for this LLM"),
     ],
-    ids=["no file", "damaged", "format", "llm", "shape", "type", "no folder"],
+    ids=[
+        *("no file", "damaged", "format", "llm", "shape", "type", "no folder"),
+        *("encoder lacks", "encoder has more", "encoder shape", "norm"),
+    ],
 )
 def test_what_does_not_fit_is_refused_by_name(
     folder: Path, settings: ModelSettings, first: Adapter, spoil: Any, why: str, request: pytest.FixtureRequest

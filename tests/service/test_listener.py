@@ -34,7 +34,7 @@ class Ears:
         self.gate = threading.Event()
         self.threads: dict[int, int] = {}  # torch's, by samples
         self.decoding: set[int] = set()  # torch's threads where recordings are decoded
-        self.batched_by = self
+        self.batched_by = self.adapter = self
 
     def prepare(self, window: Tensor) -> Tensor:
         self.decoding.add(torch.get_num_threads())

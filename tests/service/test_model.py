@@ -28,7 +28,7 @@ class FakeListener:
     def __init__(self, embedder: object = None) -> None:
         self.embedder = embedder
 
-    def with_embedder(self, embedder: object) -> "FakeListener":
+    def with_embedder(self, embedder: object, _: object) -> "FakeListener":
         return FakeListener(embedder)
 
 
