@@ -38,6 +38,8 @@ class Checkpoint:
     llm: Path
     encoder_files: Files
     """As they were when the checkpoint was opened."""
+    lora: Path | None = None
+    """What the engine adds to the LLM's weights, where it does."""
 
     def llm_dim(self) -> int:
         """The width of the LLM's embeddings."""
@@ -145,7 +147,8 @@ def open_checkpoint(name: str, cache: Path) -> Checkpoint:
             raise CheckpointError(f"{part}: no config.json")
     if config.llm_lora is not None:
         llm = merged(llm, folder / config.llm_lora, cache)
-    return Checkpoint(name, config, folder, encoder, llm, files_in(encoder))
+    lora = None if config.lora is None else fetch(config.lora, None, folder, cache)
+    return Checkpoint(name, config, folder, encoder, llm, files_in(encoder), lora)
 
 
 def fetch(name: str, revision: str | None, base: Path, cache: Path) -> Path:

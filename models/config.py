@@ -54,6 +54,9 @@ class BlspConfig(BaseModel):
     llm_revision: str | None = None
     llm_lora: str | None = None
     """A folder, relative to the checkpoint, with a LoRA in PEFT's layout that is merged into the LLM: how it was instruction-tuned."""
+    lora: str | None = None
+    """Another, as it is, which the engine adds to the LLM's weights for this model's requests: of an adapter beside a first model alone.
+    A folder relative to the checkpoint, or a Hugging Face id."""
     adapter: AdapterSizes = AdapterSizes()
     prompt_format: PromptFormat = "blsp"
     transcribe_instruction: str = "Please repeat the words you hear."

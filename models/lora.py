@@ -1,4 +1,4 @@
-"""A LoRA (Hu et al. 2021, in PEFT's layout) merged into the LLM that it was trained for: what trains and serves reads one folder."""
+"""LoRAs (Hu et al. 2021, in PEFT's layout): whether one fits an LLM, and merged into it: what trains and serves then reads one folder."""
 
 import hashlib
 import json
@@ -6,10 +6,57 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from torch import Tensor
+
 from models.config import CheckpointError
-from models.weights import weight_files
+from models.weights import check_tensor, read_tensors, weight_files
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WIDTHS = {
+    "A.weight": 1,
+    "B.weight": 0,
+}  # which dimension of a half is the LLM's, and not the rank: A (rank, in), B (out, rank)
+ENDS = ("embed_tokens", "wte", "wpe", "tok_embeddings", "lm_head")
+
+
+def check(llm: Path, lora: Path) -> None:
+    """Raises CheckpointError where `lora` can't be read, holds NaN, or has weights for other than linear layers of `llm` in their shapes.
+
+    Engines leave out what they have no module for, and take as much of a matrix as there is.
+    """
+    _check_is_lora(lora)
+    layers = _linear_layers(llm)
+    for name, tensor in read_tensors(lora):
+        check_tensor(str(lora), name, tensor)
+        layer, _, half = name.removeprefix("base_model.model.").rpartition(".lora_")
+        if layer not in layers or half not in WIDTHS:
+            raise CheckpointError(f"{lora}: {name!r} is for no linear layer of {llm}")
+        weight = layers[layer]
+        if weight is not None and (tensor.dim() != 2 or tensor.shape[WIDTHS[half]] != weight.shape[WIDTHS[half]]):
+            raise CheckpointError(
+                f"{lora}: {name!r} has shape {list(tensor.shape)}, and that of {llm} {list(weight.shape)}"
+            )
+
+
+def targets(llm: Path) -> list[str]:
+    """The last parts of the names of an LLM's linear layers: q_proj, down_proj and the like."""
+    return sorted({layer.rpartition(".")[2] for layer in _linear_layers(llm)})
+
+
+def _linear_layers(llm: Path) -> dict[str, Tensor | None]:
+    """The weights (out, in) of linear layers by the names of these; None where they are quantized. Without embeddings and the output's."""
+    layers: dict[str, Tensor | None] = {}
+    for name, tensor in read_tensors(llm):
+        layer, _, kind = name.rpartition(".")
+        if tensor.dim() == 2 and not layer.endswith(ENDS):
+            layers[layer] = tensor if kind == "weight" and tensor.is_floating_point() else None
+    return layers
+
+
+def _check_is_lora(lora: Path) -> None:
+    for name in (CONFIG, WEIGHTS):
+        if not (lora / name).is_file():
+            raise CheckpointError(f"{lora}: no {name}; a LoRA is a folder in PEFT's layout")
 
 
 def merged(llm: Path, lora: Path, cache: Path) -> Path:
@@ -18,10 +65,9 @@ def merged(llm: Path, lora: Path, cache: Path) -> Path:
     Another LLM or another LoRA gives another entry; a kill leaves the whole folder or none. Raises CheckpointError where the LoRA can't be
     read or was made for another LLM.
     """
+    _check_is_lora(lora)
     stamp = hashlib.sha256()
     for name in (CONFIG, WEIGHTS):
-        if not (lora / name).is_file():
-            raise CheckpointError(f"{lora}: no {name}; a LoRA is a folder in PEFT's layout")
         stamp.update((lora / name).read_bytes())
     for file in weight_files(llm):
         stat = file.stat()

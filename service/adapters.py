@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from models import lora
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.config import CheckpointError
 from models.embedder import Embedder
@@ -45,6 +46,8 @@ def load_adapter(name: str, path: str, settings: ModelSettings, beside: Sequence
     try:
         checkpoint = read_checkpoint(path, settings)
         _check_fits(checkpoint, first.checkpoint)
+        if checkpoint.lora is not None:
+            lora.check(checkpoint.llm, checkpoint.lora)
         same = (other.embedder.encoder for other in beside if checkpoint.has_encoder_of(other.checkpoint))
         encoder = next(same, None) or checkpoint.outline_encoder(dtype)
         embedder = checkpoint.load_embedder(dtype, device, encoder)

@@ -5,6 +5,7 @@ Mixed prompts are vLLM's `embeds_input` with `is_token_ids`: rows where speech s
 """
 
 import asyncio
+import itertools
 import math
 import os
 import time
@@ -14,7 +15,7 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import vllm
@@ -24,6 +25,8 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError as VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.inputs.engine import EngineInput, embeds_input
+from vllm.lora.peft_helper import PEFTHelper
+from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.usage.usage_lib import UsageContext
@@ -31,6 +34,8 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from models import lora
+from models.config import CheckpointError
 from models.prompt import Prompt
 from service.errors import ApiError, ContextTooLong, DeadlineExceeded, InvalidRequest, OptionError, Unavailable
 from service.gate.admission import current_client
@@ -38,6 +43,7 @@ from service.request import running
 from service.telemetry import metrics
 
 VLLM_VERSION: str = vllm.__version__
+EMPTY_LORAS = 1  # places for LoRAs on a CPU in which there is none
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,7 @@ class BlspLLM(AsyncLLM):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.lora_numbers = itertools.count(1)
         self._running: Counter[str] = Counter()  # generations of each client
 
     @property
@@ -158,12 +165,31 @@ class BlspLLM(AsyncLLM):
         self.queued_prompt_tokens += tokens
         metrics.QUEUED_PROMPT_TOKENS.set(self.queued_prompt_tokens)
 
-    async def prefill(self, engine_input: EngineInput, request_id: str) -> None:
+    async def prefill(self, engine_input: EngineInput, request_id: str, tuned: LoRARequest | None = None) -> None:
         """Computes a prompt, for the prefix cache; books nothing."""
         parameters = SamplingParams(max_tokens=1, output_kind=RequestOutputKind.FINAL_ONLY)
         priority = self._running[current_client()]
-        async for _ in super().generate(engine_input, parameters, request_id, priority=priority):
+        async for _ in super().generate(engine_input, parameters, request_id, priority=priority, lora_request=tuned):
             pass
+
+
+class Tuned:
+    """A BlspLLM with a LoRA on its weights, whoever asks it, vLLM's serving classes too; in all else it is the LLM itself."""
+
+    def __init__(self, llm: BlspLLM, by: LoRARequest) -> None:
+        self._llm = llm
+        self._lora = by
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._llm, name)
+
+    def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
+        """As BlspLLM.generate."""
+        return self._llm.generate(*args, **kwargs | {"lora_request": self._lora})
+
+    async def prefill(self, engine_input: EngineInput, request_id: str) -> None:
+        """As BlspLLM.prefill."""
+        await self._llm.prefill(engine_input, request_id, self._lora)
 
 
 @dataclass(frozen=True)
@@ -219,6 +245,15 @@ class Plan:
             args = AsyncEngineArgs.from_cli_args(parser.parse_args(options))
         except SystemExit as error:  # argparse has printed what is wrong
             raise OptionError(f"vLLM does not take the options {' '.join(options)}") from error
+        if args.enable_lora:
+            if args.lora_target_modules is not None:
+                raise OptionError("--lora-target-modules can't be set: LoRAs are for all linear layers, and no others.")
+            # Not for the embeddings: where there is speech, vLLM looks up those of the text alone, and would die of room for a LoRA there.
+            args.lora_target_modules = lora.targets(model)
+        if on_cpu:
+            # There, vLLM 0.32 takes the last of its places for LoRAs for all that have none (vllm-project/vllm#48421). It stays empty.
+            args.max_loras += EMPTY_LORAS
+            args.max_cpu_loras = max(args.max_loras, args.max_cpu_loras or 0)
         try:
             return cls(args.create_engine_config(UsageContext.ENGINE_CONTEXT), not args.disable_log_stats)
         except ValidationError as error:  # of vLLM's configuration
@@ -226,10 +261,11 @@ class Plan:
 
 
 class Engine:
-    """One LLM in vLLM."""
+    """One LLM in vLLM, with a LoRA on its weights or without."""
 
-    def __init__(self, llm: BlspLLM) -> None:
-        self.llm = llm
+    def __init__(self, llm: BlspLLM, tuned: LoRARequest | None = None) -> None:
+        self.llm = llm if tuned is None else cast(BlspLLM, Tuned(llm, tuned))
+        self._lora = tuned
 
     @classmethod
     def start(cls, plan: Plan, *, drop_first_space: bool, most_memory: float = 1.0) -> "Engine":
@@ -245,6 +281,41 @@ class Engine:
         assert isinstance(llm, BlspLLM)
         llm.drop_first_space = drop_first_space
         return cls(llm)
+
+    async def with_lora(self, name: str, folder: Path) -> "Engine":
+        """The same LLM, with a LoRA in PEFT's layout on its weights, until `forget_lora`.
+
+        Raises CheckpointError where vLLM can't have it, or has no room.
+        """
+        config = self.llm.vllm_config.lora_config
+        if config is None:
+            raise CheckpointError("it names a LoRA, for which vLLM has to be started with --enable-lora")
+        # Never more than vLLM keeps: it would read one again from its files in the midst of a step, and die where they are gone.
+        room = config.max_loras - EMPTY_LORAS if _is_on_cpu(self.llm.vllm_config) else config.max_cpu_loras
+        if len(await self.llm.list_loras()) >= room:
+            raise CheckpointError(f"the engine has {room} LoRAs, as many as it takes; --max-loras says how many")
+        number = next(self.llm.lora_numbers)
+        # The prefix cache goes by name and path, and another LoRA may have had both.
+        request = LoRARequest(f"{name}-{number}", number, str(folder))
+        try:
+            helper = await asyncio.to_thread(PEFTHelper.from_local_dir, request.lora_path, self.max_model_len)
+            helper.validate_legal(config)
+            await self.llm.add_lora(request)
+        except EngineDeadError as error:
+            raise as_api_error(error) from error
+        except (
+            BaseException
+        ) as error:  # what goes wrong in vLLM's engine comes as any Exception; else nobody wants it any more
+            await self.llm.remove_lora(number)  # what there is of it
+            if not isinstance(error, Exception):
+                raise
+            raise CheckpointError(f"the engine can't have the LoRA {folder}: {error}") from error
+        return Engine(self.llm, request)
+
+    async def forget_lora(self) -> None:
+        """Frees the memory of its LoRA, where it has one; nothing may be asked of it any more."""
+        if self._lora is not None:
+            await self.llm.remove_lora(self._lora.lora_int_id)
 
     @property
     def max_model_len(self) -> int:
@@ -330,6 +401,10 @@ class Engine:
         if self.llm.output_handler is not None:
             self.llm.output_handler.cancel()  # else it reports the engine's end as an error
         await asyncio.to_thread(self.llm.shutdown)
+
+
+def _is_on_cpu(config: VllmConfig) -> bool:
+    return bool(config.device_config.device_type == "cpu")
 
 
 @contextmanager

@@ -74,6 +74,10 @@ async def load(settings: ModelSettings, names: Sequence[str], progress: Progress
     paths = settings.adapters()
     progress(f"Reading checkpoint {settings.model}")
     checkpoint = await asyncio.to_thread(read_checkpoint, settings.model, settings)
+    if checkpoint.lora is not None:
+        raise CheckpointError(
+            f"{checkpoint.folder} names a `lora`, which adapters beside a first model may do; a first model's is its `llm_lora`"
+        )
     llm_name = settings.llm_name or (model_name(checkpoint.config.llm) if paths else "")
     _check_distinct([*names, *paths, *filter(None, [llm_name])])
     device = torch.device(
@@ -113,7 +117,10 @@ async def load(settings: ModelSettings, names: Sequence[str], progress: Progress
         if llm_name:
             models.add_llm(llm_name)
         for name, adapter in adapters.items():
-            models.add_adapter(name, adapter)
+            try:
+                await models.add_adapter(name, adapter)
+            except CheckpointError as error:
+                log.error("%s", error)
         watched = None if watch is None else WatchedFolder(watch, models)
         service = Service(models, engine, prompts, listener, detector, watched)
         progress("Warming up with a first request")

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from models.config import BlspConfig, CheckpointError
 from service.adapters import Adapter, load_adapter
@@ -70,6 +70,7 @@ class Model:
     """
 
     names: Sequence[str]
+    engine: Engine
     adapter: Adapter | None
     listener: Listener | Deaf
     speech: SpeechService
@@ -100,7 +101,7 @@ class Model:
         if not isinstance(listener, Deaf):
             kept = (shared.detector, transcription, transcribe, names[0], settings.max_audio_seconds)
             talks = Talks(engine, prompts, listener, *kept)
-        return cls(names, adapter, listener, speech, chat, transcription, transcribe, translate, talks)
+        return cls(names, engine, adapter, listener, speech, chat, transcription, transcribe, translate, talks)
 
 
 class Models:
@@ -111,6 +112,7 @@ class Models:
         self._shared = shared
         self._listener = listener
         self._loading = asyncio.Lock()  # so that each finds the encoder that the one before has loaded
+        self._ending: set[asyncio.Task[None]] = set()
         self._config = adapter.checkpoint.config
         self.first = Model.make(shared, names, self._config, listener, adapter)
         self._by_name = dict.fromkeys(names, self.first)
@@ -119,10 +121,16 @@ class Models:
         """The LLM by itself, which reads text as the first model does."""
         self._by_name[name] = Model.make(self._shared, (name,), self._config, Deaf(name))
 
-    def add_adapter(self, name: str, adapter: Adapter) -> Model:
-        """A model that hears by another adapter."""
+    async def add_adapter(self, name: str, adapter: Adapter) -> Model:
+        """A model that hears by another adapter, and answers with its LoRA. Raises CheckpointError where the engine can't have that."""
+        shared, checkpoint = self._shared, adapter.checkpoint
+        if checkpoint.lora is not None:
+            try:
+                shared = replace(shared, engine=await shared.engine.with_lora(name, checkpoint.lora))
+            except CheckpointError as error:
+                raise CheckpointError(f"The adapter {name!r} can't be served: {error}") from error
         listener = self._listener.with_embedder(adapter.embedder, adapter.load_encoder)
-        model = Model.make(self._shared, (name,), adapter.checkpoint.config, listener, adapter)
+        model = Model.make(shared, (name,), checkpoint.config, listener, adapter)
         self._by_name[name] = model
         return model
 
@@ -139,9 +147,9 @@ class Models:
             beside = list(dict.fromkeys(model.adapter for model in self._by_name.values() if model.adapter))
             try:
                 adapter = await asyncio.to_thread(_load_quietly, name, path, self._shared.settings, beside)
+                return await self.add_adapter(name, adapter)
             except CheckpointError as error:
                 raise InvalidRequest(str(error), param="path") from error
-            return self.add_adapter(name, adapter)
 
     async def unload_adapter(self, name: str) -> None:
         """Requests that name it get ModelNotFound from now on; returns when those that run are over.
@@ -156,8 +164,11 @@ class Models:
         await self.end(model)
 
     async def end(self, model: Model) -> None:
-        """Returns when those requests are over that a model answers whose name is gone."""
-        await model.uses.end()
+        """Returns when those requests are over that a model answers whose name is gone; then its LoRA is, too, even if nobody waits."""
+        ending = asyncio.create_task(_end(model))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+        await asyncio.shield(ending)
 
     def serves(self, model: Model) -> bool:
         """Whether its name is still its own."""
@@ -175,6 +186,11 @@ class Models:
     def known(self, *asked: str | None) -> Model:
         """As find; the model of the first of these names that is one's, else the first model: for clients that name OpenAI's."""
         return _held(next((self._by_name[name] for name in asked if name in self._by_name), self.first))
+
+
+async def _end(model: Model) -> None:
+    await model.uses.end()
+    await model.engine.forget_lora()
 
 
 def _held(model: Model) -> Model:

@@ -90,7 +90,7 @@ PARTS = {
     "service/gate": {"service/errors", "service/telemetry"},
     "service/settings": {"service/errors", "service/gate"},
     "service/adapters": {
-        *("service/settings", "models/config", "models/encoder", "models/checkpoint", "models/embedder"),
+        *("service/settings", "models/config", "models/encoder", "models/lora", "models/checkpoint", "models/embedder"),
     },
     "service/words": {"service/settings"},
     "service/memory": {"service/gate"},
@@ -102,7 +102,10 @@ PARTS = {
         *("service/errors", "service/request", "service/telemetry", "service/gate", "service/audio", "service/memory"),
         *("models/features", "models/encoder", "models/embedder"),
     },
-    "service/engine": {"service/errors", "service/request", "service/telemetry", "service/gate", "models/prompt"},
+    "service/engine": {
+        *("service/errors", "service/request", "service/telemetry", "service/gate"),
+        *("models/config", "models/lora", "models/prompt"),
+    },
     "service/answers": {
         *(
             "service/errors",

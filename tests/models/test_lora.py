@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.config import CheckpointError
-from models.lora import merged
+from models.lora import check, merged
 
 
 @pytest.fixture
@@ -59,6 +61,53 @@ def test_it_is_merged_once_for_each_llm_and_lora(checkpoint: Checkpoint, lora: P
 def test_what_is_no_lora_is_refused_by_name(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"lora: no adapter_config\.json"):
         merged(checkpoint.llm, tmp_path / "lora", tmp_path / "cache")
+
+
+def with_halves(change: Callable[[str, torch.Tensor], tuple[str, torch.Tensor]]) -> Callable[[Path], None]:
+    """Changes the name and the values of each half of each layer's LoRA."""
+
+    def spoil(lora: Path) -> None:
+        halves = load_file(lora / "adapter_model.safetensors")
+        save_file(dict(change(*half) for half in halves.items()), lora / "adapter_model.safetensors")
+
+    return spoil
+
+
+def test_a_lora_that_fits_passes(checkpoint: Checkpoint, lora: Path) -> None:
+    check(checkpoint.llm, lora)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (shutil.rmtree, r"lora: no adapter_config\.json"),
+        (lambda lora: (lora / "adapter_model.safetensors").write_bytes(b"half"), "can't be read as weights"),
+        (with_halves(lambda name, half: (name, half * torch.nan)), "holds NaN"),
+        (
+            with_halves(lambda name, half: (name, half[:, 1:].clone() if "_A" in name else half)),
+            r"A\.weight' has shape \[2, 63\]",
+        ),
+        (
+            with_halves(lambda name, half: (name, half[1:].clone() if "_B" in name else half)),
+            r"B\.weight' has shape \[63, 2\]",
+        ),
+        (with_halves(lambda name, half: (name.replace("q_proj", "z_proj"), half)), "z_proj.* is for no linear layer"),
+        (
+            with_halves(lambda name, half: (name.replace("layers.1", "layers.9"), half)),
+            "layers.9.* is for no linear layer",
+        ),
+        (with_halves(lambda name, half: (name.replace("A.weight", "embedding_A"), half)), "is for no linear layer"),
+        (
+            with_halves(lambda name, half: (name.replace("layers.0.self_attn.q_proj", "embed_tokens"), half)),
+            "embed_tokens.* is for no linear layer",
+        ),
+    ],
+    ids=["none", "damaged", "nan", "in", "out", "module", "layer", "embedding", "embedding's name"],
+)
+def test_what_does_not_fit_is_refused_by_name(checkpoint: Checkpoint, lora: Path, spoil: Any, why: str) -> None:
+    spoil(lora)
+    with pytest.raises(CheckpointError, match=why):
+        check(checkpoint.llm, lora)
 
 
 def test_a_lora_for_another_llm_is_refused(checkpoint: Checkpoint, lora: Path, tmp_path: Path) -> None:

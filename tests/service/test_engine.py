@@ -1,6 +1,8 @@
 """What the engine adds to vLLM's: an end to generations, and a count of the prompts that wait."""
 
 import asyncio
+import itertools
+import json
 import os
 import subprocess
 import sys
@@ -13,11 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from models.checkpoint import open_checkpoint
+from models.config import CheckpointError
 from service.engine import BlspLLM, Engine, Plan, _delta, _environment
-from service.errors import DeadlineExceeded, OptionError
+from service.errors import DeadlineExceeded, OptionError, Unavailable
 from service.gate.admission import Admission, Limits, Queued
 
 
@@ -155,7 +160,9 @@ def test_forms_of_replies_are_followed_within_limits(
     assert plan.config.structured_outputs_config.disable_additional_properties == (backend == "guidance")
 
 
-@pytest.mark.parametrize("options", [["--nonsense"], ["--max-num-seqs", "0"]])
+@pytest.mark.parametrize(
+    "options", [["--nonsense"], ["--max-num-seqs", "0"], ["--enable-lora", "--lora-target-modules", "q_proj"]]
+)
 def test_a_plan_takes_no_options_that_vllm_does_not_take(llm_folder: Path, options: list[str]) -> None:
     with pytest.raises(OptionError):
         Plan.make(llm_folder, "tiny", "float32", options)
@@ -176,3 +183,113 @@ def test_the_engine_takes_no_more_of_a_gpu_than_is_left(
     engine = Engine.start(plan, drop_first_space=True, most_memory=left)
     assert started == [(taken, False)]
     assert engine.llm.drop_first_space
+
+
+class FakeLLM:
+    """As much of one as has to do with LoRAs; `error` is what it raises where it is given one."""
+
+    def __init__(
+        self, lora_config: Any = None, device: str = "cpu", has: int = 0, error: BaseException | None = None
+    ) -> None:
+        device_config = SimpleNamespace(device_type=device)
+        self.vllm_config = SimpleNamespace(lora_config=lora_config, device_config=device_config)
+        self.model_config = SimpleNamespace(max_model_len=64)
+        self.loras = set(range(100, 100 + has))
+        self.lora_numbers = itertools.count(1)
+        self.error = error
+        self.asked: list[Any] = []
+
+    async def list_loras(self) -> set[int]:
+        return self.loras
+
+    async def add_lora(self, lora: LoRARequest) -> None:
+        self.loras.add(lora.lora_int_id)
+        if self.error:
+            raise self.error
+
+    async def remove_lora(self, number: int) -> None:
+        self.loras.discard(number)
+
+    async def generate(self, prompt: Any, *, lora_request: LoRARequest | None = None) -> AsyncGenerator[Any, None]:
+        self.asked.append((prompt, lora_request))
+        yield prompt
+
+    async def prefill(self, prompt: Any, request_id: str, lora: LoRARequest | None = None) -> None:
+        self.asked.append((prompt, lora))
+
+
+def room_for(loras: int) -> SimpleNamespace:
+    return SimpleNamespace(max_loras=loras + 1, max_cpu_loras=9, max_lora_rank=8)
+
+
+@pytest.fixture
+def lora_folder(tmp_path: Path) -> Path:
+    config = {"r": 8, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("llm", "why"),
+    [
+        (FakeLLM(), "started with --enable-lora"),
+        (FakeLLM(room_for(2), has=2), "has 2 LoRAs, as many as it takes"),
+        (FakeLLM(room_for(2), "cuda", has=9), "has 9 LoRAs, as many as it takes"),
+        (
+            FakeLLM(SimpleNamespace(max_loras=2, max_cpu_loras=2, max_lora_rank=1)),
+            "rank 8 is greater than max_lora_rank 1",
+        ),
+        (FakeLLM(room_for(1), error=Exception("no such modules")), "can't have the LoRA .*: no such modules"),
+    ],
+    ids=["none", "cpu", "gpu", "rank", "engine"],
+)
+async def test_a_lora_that_the_engine_can_not_have_is_refused(llm: Any, why: str, lora_folder: Path) -> None:
+    before = set(llm.loras)
+    with pytest.raises(CheckpointError, match=why):
+        await Engine(llm).with_lora("a", lora_folder)
+    assert llm.loras == before
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(asyncio.CancelledError(), asyncio.CancelledError), (EngineDeadError(), Unavailable)]
+)
+async def test_that_nobody_waits_for_a_lora_is_no_fault_of_it(
+    error: BaseException, told: type[BaseException], lora_folder: Path
+) -> None:
+    llm: Any = FakeLLM(room_for(1), error=error)
+    with pytest.raises(told):
+        await Engine(llm).with_lora("a", lora_folder)
+    assert llm.loras == set() or told is Unavailable
+
+
+async def test_an_engine_with_a_lora_asks_for_it_until_it_is_forgotten(lora_folder: Path) -> None:
+    llm: Any = FakeLLM(room_for(1))
+    engine = Engine(llm)
+    for number in (1, 2):  # the prefix cache goes by names: no two are the same
+        tuned = await engine.with_lora("a", lora_folder)
+        lora = LoRARequest(f"a-{number}", number, str(lora_folder))
+        assert [answer async for answer in tuned.llm.generate("p", lora_request=None)] == ["p"]
+        await tuned.llm.prefill("q", "id")
+        assert llm.asked == [("p", lora), ("q", lora)]
+        assert [each.lora_int_id for _, each in llm.asked] == [number, number]
+        assert tuned.max_model_len == 64
+        await tuned.forget_lora()
+        assert llm.loras == set()
+        llm.asked.clear()
+    assert [answer async for answer in engine.llm.generate("p")] == ["p"]
+    assert llm.asked == [("p", None)]
+    await engine.forget_lora()
+
+
+@pytest.mark.parametrize(
+    ("options", "places"),
+    [([], None), (["--enable-lora"], (2, 2)), (["--enable-lora", "--max-loras=3", "--max-cpu-loras=9"], (4, 9))],
+)
+def test_one_place_for_loras_is_empty_on_a_cpu(
+    llm_folder: Path, options: list[str], places: tuple[int, int] | None
+) -> None:
+    config = Plan.make(llm_folder, "tiny", "float32", options).config.lora_config
+    assert (config and (config.max_loras, config.max_cpu_loras)) == places
+    if config:
+        linear = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+        assert config.target_modules == linear, "and none for embeddings, beside which there is speech"

@@ -32,19 +32,41 @@ class FakeListener:
         return FakeListener(embedder)
 
 
-def adapter(**config: Any) -> Adapter:
-    checkpoint = SimpleNamespace(config=BlspConfig(**config), folder=Path("x"))
+class FakeEngine:
+    """With the LoRA of a model that it was `tuned` for, or without; `forgotten` are those that went."""
+
+    def __init__(self, tuned: str | None = None, forgotten: list[str] | None = None) -> None:
+        self.tuned = tuned
+        self.forgotten: list[str] = [] if forgotten is None else forgotten
+
+    async def with_lora(self, name: str, folder: Path) -> "FakeEngine":
+        if folder == Path("wide"):
+            raise CheckpointError("the rank is too high")
+        return FakeEngine(name, self.forgotten)
+
+    async def forget_lora(self) -> None:
+        if self.tuned:
+            self.forgotten.append(self.tuned)
+
+
+def adapter(lora: Path | None = None, **config: Any) -> Adapter:
+    checkpoint = SimpleNamespace(config=BlspConfig(**config), folder=Path("x"), lora=lora)
     return Adapter(cast(Any, checkpoint), cast(Any, Ears()))
 
 
 @pytest.fixture
-def several(monkeypatch: pytest.MonkeyPatch) -> Models:
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+async def several(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine) -> Models:
     """A first model of two names, the LLM by itself, and an adapter."""
     monkeypatch.setattr(models, "ChatService", lambda *_: None)
-    shared = Shared(ModelSettings(), *cast(Any, [None] * 4))
+    shared = Shared(ModelSettings(), *cast(Any, [engine, None, None, None]))
     several = Models(shared, ("first", "1st"), adapter(), cast(Any, FakeListener()))
     several.add_llm("llm")
-    several.add_adapter("second", adapter(transcribe_instruction="Write."))
+    await several.add_adapter("second", adapter(transcribe_instruction="Write."))
     return several
 
 
@@ -97,6 +119,23 @@ async def test_it_goes_when_the_last_request_is_over_that_it_answers(several: Mo
     assert ears() is None
 
 
+async def test_a_model_with_a_lora_answers_with_it_until_it_goes(several: Models, engine: FakeEngine) -> None:
+    model = await several.add_adapter("tuned", adapter(Path("lora")))
+    assert model.talks is not None
+    asked: list[Any] = [cast(Any, model.speech)._engine, cast(Any, model.transcription)._engine, model.talks.engine]
+    assert [each.tuned for each in asked] == ["tuned"] * 3
+    assert cast(Any, several.find("second").speech)._engine is engine
+    context = copy_context()
+    request = context.run(begin)
+    context.run(several.find, "tuned")
+    unloading = asyncio.create_task(several.unload_adapter("tuned"))
+    await asyncio.sleep(0)
+    assert engine.forgotten == []
+    request.held.close()
+    await unloading
+    assert engine.forgotten == ["tuned"]
+
+
 @pytest.mark.parametrize(
     ("name", "error"), [("first", InvalidRequest), ("1st", InvalidRequest), ("llm", InvalidRequest)]
 )
@@ -114,13 +153,15 @@ async def test_each_that_is_loaded_finds_those_before(several: Models, monkeypat
         beside.append(len(others))
         if path == "bad":
             raise CheckpointError("The adapter 'd' can't be served: it is bad")
-        return adapter()
+        return adapter(Path("wide") if path == "wide" else None)
 
     monkeypatch.setattr(models, "load_adapter", load)
     await asyncio.gather(*(several.load_adapter(name, name) for name in "abc"))
     assert beside == [2, 3, 4]
     with pytest.raises(InvalidRequest, match="'d' can't be served: it is bad"):
         await several.load_adapter("d", "bad")
+    with pytest.raises(InvalidRequest, match="The adapter 'd' can't be served: the rank is too high"):
+        await several.load_adapter("d", "wide")
     with pytest.raises(NameTaken):
         await several.load_adapter("llm", "x")
     assert several.names() == ["first", "1st", "llm", "second", "a", "b", "c"]

@@ -1,4 +1,4 @@
-"""Several models on one engine, through HTTP: three that hear, one of them by an encoder of its own, and the LLM by itself."""
+"""Several models on one engine, through HTTP: four that hear, one by an encoder and one with a LoRA of its own, and the LLM by itself."""
 
 import base64
 import json
@@ -16,10 +16,11 @@ from transformers import LlamaForCausalLM
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from models.checkpoint import open_checkpoint
+from models.checkpoint import Checkpoint, open_checkpoint
+from models.lora import merged
 from service.audio.raw import encode
 from service.gate.keys import key_line, new_key
-from tests.checkpoints import add_adapter, init
+from tests.checkpoints import add_adapter, add_lora, init
 from tests.service.test_speech_api import Reference, expected_ids
 from tests.serving import Server, serve
 from tests.sounds import voice, wav
@@ -48,17 +49,21 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Several]:
     init(folder / "first")
     add_adapter(folder / "second", folder / "first", seed=1)
     init(folder / "third", seed=2, llm_of=folder / "first")
+    add_adapter(folder / "tuned", folder / "first", seed=6, lora=True)
     init(folder / "misfit", seed=3)
     (folder / "shop").mkdir()
     add_adapter(folder / "shop" / "late", folder / "first", seed=4)
     add_adapter(folder / "shop" / "damaged", folder / "first", seed=5)
     (folder / "shop" / "damaged" / "adapter.safetensors").write_bytes(b"none")
+    add_adapter(folder / "shop" / "tuned", folder / "first", seed=7, lora=True)
+    add_adapter(folder / "shop" / "wide", folder / "first", seed=8, lora=True)
+    add_lora(folder / "shop" / "wide" / "lora", folder / "first" / "llm", seed=8, rank=9)
     (folder / "shop" / "link").symlink_to(folder / "second")
     admin, other = new_key(), new_key()
     keys = ",".join([key_line("root", admin), key_line("alice", other)])
-    adapters = [f"--adapter={name}={folder / name}" for name in ("second", "third", "misfit")]
+    adapters = [f"--adapter={name}={folder / name}" for name in ("second", "third", "tuned", "misfit")]
     options = ["--llm-name", "plain", "--keys", keys, "--admins", "root", "--adapter-folder", str(folder / "shop")]
-    options += ["--max-num-seqs", "32"]
+    options += ["--max-num-seqs", "32", "--enable-lora", "--max-loras", "2", "--max-lora-rank", "8"]
     with serve(folder / "first", tmp_path_factory.mktemp("cache"), *adapters, *options) as server:
         yield Several(server, folder, admin, other)
 
@@ -68,10 +73,19 @@ def alone(several: Several) -> dict[str, Reference]:
     """Each model by itself, without vLLM."""
     checkpoints = {
         name: open_checkpoint(str(several.folder / path), several.server.cache)
-        for name, path in {"first": "first", "second": "second", "third": "third", "late": "shop/late"}.items()
+        for name, path in {
+            **{name: name for name in ("first", "second", "third", "tuned")},
+            "late": "shop/late",
+        }.items()
     }
-    llm = LlamaForCausalLM.from_pretrained(checkpoints["first"].llm, dtype=torch.float32).eval()
-    return {name: (llm, c.load_embedder(), c.prompt_builder(torch.float32)) for name, c in checkpoints.items()}
+    return {name: reference(checkpoint, several.server.cache) for name, checkpoint in checkpoints.items()}
+
+
+def reference(checkpoint: Checkpoint, cache: Path) -> Reference:
+    """A model without vLLM; its LoRA is merged into the LLM."""
+    llm = checkpoint.llm if checkpoint.lora is None else merged(checkpoint.llm, checkpoint.lora, cache)
+    weights = LlamaForCausalLM.from_pretrained(llm, dtype=torch.float32).eval()
+    return weights, checkpoint.load_embedder(), checkpoint.prompt_builder(torch.float32)
 
 
 def ask(client: httpx.Client, model: str | None, audio: bytes, **fields: Any) -> httpx.Response:
@@ -90,19 +104,19 @@ def messages(audio: bytes, text: str = "text") -> list[dict[str, Any]]:
 def test_they_are_listed_and_what_does_not_fit_is_told_by_name(several: Several) -> None:
     with several.client() as client:
         listed = [card["id"] for card in client.get("/v1/models").json()["data"]]
-        assert listed == ["first", "plain", "second", "third"]
+        assert listed == ["first", "plain", "second", "third", "tuned"]
         assert client.get("/v1/models/second").json()["id"] == "second"
         for name in ("misfit", "nope"):
             refused = ask(client, name, wav(voice(1.0)))
             assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
-            assert "this server has 'first', 'plain', 'second', 'third'." in refused.json()["error"]["message"]
+            assert "this server has 'first', 'plain', 'second', 'third', 'tuned'." in refused.json()["error"]["message"]
             chat = client.post("/v1/chat/completions", json={"model": name, "messages": messages(b"")})
             assert chat.json()["error"]["message"] == refused.json()["error"]["message"]
     assert "The adapter 'misfit' can't be served" in "".join(several.server.log)
 
 
 def test_each_answers_as_alone_whatever_is_in_its_batch(several: Several, alone: dict[str, Reference]) -> None:
-    cases = list(product(["first", "second", "third"], [0.7, 2.3, 31.0], range(2)))
+    cases = list(product(["first", "second", "third", "tuned"], [0.7, 2.3, 31.0], range(2)))
     with several.client() as client, ThreadPoolExecutor(len(cases)) as threads:
         replies = [
             threads.submit(ask, client, name, wav(voice(seconds, seed)), temperature=0) for name, seconds, seed in cases
@@ -126,7 +140,7 @@ def test_a_model_that_is_named_behind_the_recording_or_in_the_query(
     audio = wav(voice(1.2))
     fields = {"instruction": INSTRUCTION, "max_tokens": str(TOKENS), "return_token_ids": "true"}
     with several.client() as client:
-        for name in ("first", "second", "third"):
+        for name in ("first", "second", "third", "tuned"):
             form: Any = [("file", ("a.wav", audio)), *((k, (None, v)) for k, v in (fields | {"model": name}).items())]
             body = {"input_audio": spoken(audio)["input_audio"], "model": name} | fields
             replies = [
@@ -139,7 +153,7 @@ def test_a_model_that_is_named_behind_the_recording_or_in_the_query(
                 assert reply.json()["token_ids"] == expected_ids(alone[name], 1.2, INSTRUCTION, TOKENS)
 
 
-@pytest.mark.parametrize("name", ["first", "second", "third"])
+@pytest.mark.parametrize("name", ["first", "second", "third", "tuned"])
 def test_every_endpoint_asks_the_model_that_is_named(several: Several, name: str) -> None:
     audio = wav(voice(1.4))
     with several.client() as client:
@@ -186,7 +200,7 @@ def answer(socket: Any, audio: Any) -> tuple[str, str]:
     return created["session"]["model"], told
 
 
-@pytest.mark.parametrize("name", ["first", "second"])
+@pytest.mark.parametrize("name", ["first", "second", "tuned"])
 def test_a_talk_is_with_the_model_that_is_named(several: Several, name: str) -> None:
     question = {"model": name, "max_tokens": TOKENS, "temperature": 0}
     with several.client() as client, talk(several, f"?model={name}") as socket:
@@ -244,6 +258,7 @@ def test_only_an_admin_loads_and_unloads(several: Several) -> None:
         ("second", "late", 409, "already"),
         ("plain", "late", 409, "already"),
         ("new", "damaged", 400, "The adapter 'new' can't be served"),
+        ("new", "wide", 400, "LoRA rank 9 is greater than max_lora_rank 8"),
         ("new", "nowhere", 400, "There is no 'nowhere'"),
         ("new", "../second", 400, "no folder in the folder"),
         ("new", "/", 400, "no folder in the folder"),
@@ -261,14 +276,14 @@ def test_what_can_not_be_loaded_is_told_and_the_rest_serve(
         reply = admin.post("/v1/adapters", json={"name": name, "path": path})
         assert reply.status_code == status
         assert why in reply.json()["error"]["message"]
-        assert len(admin.get("/v1/models").json()["data"]) == 4
+        assert len(admin.get("/v1/models").json()["data"]) == 5
 
 
 @pytest.mark.parametrize(("name", "status"), [("first", 400), ("plain", 400), ("nope", 404), ("late", 404)])
 def test_what_can_not_be_unloaded(several: Several, name: str, status: int) -> None:
     with several.client(several.admin) as admin:
         assert admin.delete(f"/v1/adapters/{name}").status_code == status
-        assert len(admin.get("/v1/models").json()["data"]) == 4
+        assert len(admin.get("/v1/models").json()["data"]) == 5
 
 
 def test_loaded_and_unloaded_while_others_are_answered(several: Several, alone: dict[str, Reference]) -> None:
@@ -299,6 +314,28 @@ def test_loaded_and_unloaded_while_others_are_answered(several: Several, alone: 
             thread.result()
     assert len(statuses) > 4
     assert set(statuses) == {200}
+
+
+def test_a_lora_goes_with_its_model_and_another_may_come_by_its_name(several: Several) -> None:
+    """Nothing that the engine knows of the former is used for the new one, and there is room for it."""
+    audio, told = wav(voice(5.0)), []
+    with several.client(several.admin) as admin:
+        for seed in (7, 8):
+            add_lora(several.folder / "shop" / "tuned" / "lora", several.folder / "first" / "llm", seed)
+            assert admin.post("/v1/adapters", json={"name": "late", "path": "tuned"}).status_code == 200
+            full = admin.post("/v1/adapters", json={"name": "more", "path": "tuned"})
+            assert full.status_code == 400
+            assert "the engine has 2 LoRAs, as many as it takes" in full.json()["error"]["message"]
+            alone = reference(
+                open_checkpoint(str(several.folder / "shop" / "tuned"), several.server.cache), several.server.cache
+            )
+            for _ in range(2):
+                told.append(ask(admin, "late", audio).json())
+                assert told[-1]["token_ids"] == expected_ids(alone, 5.0, INSTRUCTION, TOKENS)
+            assert admin.delete("/v1/adapters/late").status_code == 200
+    cached = [reply["usage"]["prompt_tokens_details"]["cached_tokens"] for reply in told]
+    assert [bool(tokens) for tokens in cached] == [False, True, False, True]
+    assert told[0]["token_ids"] != told[2]["token_ids"]
 
 
 def test_who_is_being_answered_is_answered_to_the_end(several: Several) -> None:

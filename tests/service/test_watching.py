@@ -9,6 +9,7 @@ from contextvars import copy_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -29,7 +30,7 @@ class FakeListener:
 
 
 def adapter(path: str) -> Adapter:
-    checkpoint = SimpleNamespace(config=BlspConfig(), folder=Path(path))
+    checkpoint = SimpleNamespace(config=BlspConfig(), folder=Path(path), lora=None)
     return Adapter(cast(Any, checkpoint), cast(Any, SimpleNamespace()))
 
 
@@ -44,18 +45,19 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Models:
     """A first model; adapters are loaded unless their weights are `broken`, while each that was there is still served."""
 
     def load(name: str, path: str, *_: Any) -> Adapter:
-        names = served.names()
+        names = found.names()
         if (Path(path) / "weights").read_text() == "broken":
             raise CheckpointError(f"The adapter {name!r} can't be served: it is broken")
-        assert served.names() == names
+        assert found.names() == names
         return adapter(path)
 
     monkeypatch.setattr(watching, "QUIET_SECONDS", 0)
     monkeypatch.setattr(models, "ChatService", lambda *_: None)
     monkeypatch.setattr(models, "load_adapter", load)
-    shared = Shared(ModelSettings(), *cast(Any, [None] * 4))
-    served = Models(shared, ("first",), adapter("first"), cast(Any, FakeListener()))
-    return served
+    engine = SimpleNamespace(forget_lora=AsyncMock())
+    shared = Shared(ModelSettings(), *cast(Any, [engine, None, None, None]))
+    found = Models(shared, ("first",), adapter("first"), cast(Any, FakeListener()))
+    return found
 
 
 def put(folder: Path, weights: str = "fine") -> Path:
