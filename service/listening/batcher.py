@@ -130,10 +130,17 @@ class Batcher:
 
     async def _run(self, beside: bool) -> None:
         while True:
-            while (not beside or self._is_behind()) and (batch := self._take_batch()):
-                await self._encode_batch(batch)
+            while (not beside or self._is_behind()) and await self._encode_next():
+                pass
             self._arrived.clear()
             await self._arrived.wait()
+
+    async def _encode_next(self) -> bool:
+        """Encodes a batch, and keeps nothing of it; whether there was one."""
+        batch = self._take_batch()
+        if batch:
+            await self._encode_batch(batch)
+        return bool(batch)
 
     def _is_behind(self) -> bool:
         return self.queued_seconds > BEHIND_SECONDS * self._answered()

@@ -1,5 +1,7 @@
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from contextvars import copy_context
@@ -304,3 +306,25 @@ async def test_counts_the_seconds_that_wait() -> None:
         encoder.gate.set()
         await asyncio.gather(first, *waiting)
         assert b.queued_seconds == 0.0
+
+
+async def test_it_keeps_nothing_of_what_it_has_encoded() -> None:
+    """Neither of its loops does, so that adapters which are unloaded, and their encoders, leave memory."""
+    encoder = Encoder()
+    both = Batcher(encoder, 1, at_a_time=2)
+    try:
+        for _ in range(5):
+            encoder.gate.clear()
+            windows = [window(10) for _ in range(3)]
+            coming = [asyncio.create_task(both.embed(EARS, w, BEHIND_SECONDS * SAMPLE_RATE)) for w in windows]
+            kept = [weakref.ref(w) for w in windows]
+            del windows
+            await asyncio.to_thread(encoder.entered.wait, 20)
+            encoder.gate.set()
+            await asyncio.gather(*coming)
+            coming.clear()
+            await asyncio.sleep(0)
+            gc.collect()
+            assert [ref() for ref in kept] == [None] * 3
+    finally:
+        await both.close()
