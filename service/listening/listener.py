@@ -89,7 +89,9 @@ class Recording:
         if not self.speech or least is None:
             return self
         windows = zip(self.windows, self.speech, strict=True)
-        return replace(self, windows=[rows[:0] if told is not None and told < least else rows for rows, told in windows])
+        return replace(
+            self, windows=[rows[:0] if told is not None and told < least else rows for rows, told in windows]
+        )
 
 
 class Budget:
