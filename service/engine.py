@@ -11,7 +11,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -230,6 +230,7 @@ class Plan:
             enable_prompt_embeds=True,
             scheduling_policy="priority",
             enforce_eager=on_cpu,
+            worker_extension_cls="service.heap.InWorker",
             # Its work has limits, for compiling and for every token. With xgrammar, a pattern of 440 letters takes 1.5 s a token, in which
             # nobody gets one, and one of 3,600 half a minute to compile, which goes on when the client has left. But vLLM holds calls of
             # tools to forms that only xgrammar knows.
@@ -395,6 +396,11 @@ class Engine:
             await self.llm.check_health()
         except EngineDeadError as error:
             raise as_api_error(error) from error
+
+    async def give_back(self) -> None:
+        """Has its processes return the memory that they do not use, between two steps; does nothing where the engine is dead."""
+        with suppress(EngineDeadError):
+            await self.llm.collective_rpc("give_back")
 
     async def close(self) -> None:
         """Ends the engine's processes."""

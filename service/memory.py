@@ -1,47 +1,36 @@
 """Memory that a burst of requests took goes back to the system when it is over: C's allocator would keep it for the next."""
 
 import asyncio
-import ctypes
 import gc
-import os
+from collections.abc import Awaitable, Callable
 
+from service import heap
 from service.gate.admission import Admission
 
 QUIET_SECONDS = 5.0
-M_ARENA_MAX = -8  # of glibc's malloc.h
-
-
-def use_one_heap() -> None:
-    """Has threads that begin from now on take their memory from the process's own heap.
-
-    glibc gives each of the first ones, eight for every core, a heap of its own, which keeps the most that any of its threads ever needed at
-    a time. Does nothing where the operator has said how many (MALLOC_ARENA_MAX), or the C library has no word for it.
-    """
-    option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if option is not None and "MALLOC_ARENA_MAX" not in os.environ:
-        option(M_ARENA_MAX, 1)
+BUSY_LOOKS = 12  # between two times where it is never quiet
 
 
 def collect() -> None:
     """Frees what only refers to itself, and returns it."""
     gc.collect()
-    give_back()
+    heap.give_back()
 
 
-def give_back() -> None:
-    """Returns what is free; does nothing where the C library has no word for it."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+async def watch(give_back: Callable[[], Awaitable[None]], *admissions: Admission) -> None:
+    """Gives back what requests took, when none has run for a while.
 
-
-async def watch(*admissions: Admission) -> None:
-    """Gives back what requests took, when none has run for a while."""
-    given_back_after = admitted = 0
+    Where that never is, every minute: what is free lies scattered between what is not, and heaps grow.
+    """
+    given_back_after = admitted = looks = 0
     while True:
         await asyncio.sleep(QUIET_SECONDS)
         before, admitted = admitted, sum(admission.admitted for admission in admissions)
-        quiet = admitted == before and not any(admission.running for admission in admissions)
-        if quiet and admitted != given_back_after:
-            await asyncio.to_thread(give_back)
-            given_back_after = admitted
+        running = any(admission.running for admission in admissions)
+        quiet = admitted == before and not running
+        used = running or admitted != given_back_after
+        looks = looks + 1 if used else 0
+        if used and (quiet or looks >= BUSY_LOOKS):
+            await give_back()
+            given_back_after = admitted if quiet else -1
+            looks = 0

@@ -82,6 +82,7 @@ PARTS = {
         "models/training",
     },
     "service/errors": set(),
+    "service/heap": set(),
     "service/lifeline": set(),
     "service/page": set(),
     "service/progress": set(),
@@ -93,13 +94,13 @@ PARTS = {
         *("service/settings", "models/config", "models/encoder", "models/lora", "models/checkpoint", "models/embedder"),
     },
     "service/words": {"service/settings"},
-    "service/memory": {"service/gate"},
+    "service/memory": {"service/gate", "service/heap"},
     "service/audio": {"service/errors", "service/telemetry", "models/features", "models/manifest"},
     "service/self_check": {
         *("service/audio", "models/config", "models/manifest", "models/checkpoint", "models/evaluation"),
     },
     "service/listening": {
-        *("service/errors", "service/request", "service/telemetry", "service/gate", "service/audio", "service/memory"),
+        *("service/errors", "service/request", "service/telemetry", "service/gate", "service/audio", "service/heap"),
         *("models/features", "models/encoder", "models/embedder"),
     },
     "service/engine": {
@@ -140,6 +141,7 @@ PARTS = {
             "service/request",
             "service/telemetry",
             "service/gate",
+            "service/heap",
             "service/memory",
             "service/page",
             "service/settings",

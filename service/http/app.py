@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
-from service import memory
+from service import heap, memory
 from service.answers.fields import invalid_field
 from service.engine import VLLMClientError, as_api_error
 from service.errors import ApiError, InvalidRequest, Overloaded, Unavailable
@@ -46,10 +46,10 @@ def create_app(settings: ServeSettings, load: Load, stop: Callable[[], None] = l
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        memory.use_one_heap()
+        heap.use_one()
         tasks = [
             asyncio.create_task(_load(app, load, stop)),
-            asyncio.create_task(memory.watch(app.state.admission, app.state.sessions)),
+            asyncio.create_task(memory.watch(lambda: _give_back(app), app.state.admission, app.state.sessions)),
         ]
         yield
         for task in tasks:
@@ -133,6 +133,12 @@ async def _load(app: FastAPI, load: Load, stop: Callable[[], None]) -> None:
         stop()
         await asyncio.sleep(CHECK_SECONDS)  # in which those that wait for the engine hear of its end in their own form
         app.state.drain.end(error if isinstance(error, ApiError) else Unavailable("The service is shutting down."))
+
+
+async def _give_back(app: FastAPI) -> None:
+    await asyncio.to_thread(heap.give_back)
+    if app.state.service is not None:
+        await app.state.service.engine.give_back()
 
 
 def _respond(error: ApiError, headers: Mapping[str, str] | None = None) -> JSONResponse:

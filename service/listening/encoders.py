@@ -13,7 +13,7 @@ import torch
 
 from models.embedder import Embedder
 from models.encoder import WhisperEncoder
-from service import memory
+from service import heap
 from service.errors import Unavailable
 from service.telemetry import metrics
 
@@ -93,7 +93,7 @@ class Encoders:
 
 
 def _give_back() -> None:
-    asyncio.get_running_loop().run_in_executor(None, memory.give_back)
+    asyncio.get_running_loop().run_in_executor(None, heap.give_back)
 
 
 def _quietly(load: Load) -> WhisperEncoder:

@@ -14,7 +14,7 @@ from models.adapter import ModalityAdapter
 from models.config import AdapterSizes
 from models.embedder import Embedder
 from models.encoder import WhisperEncoder
-from service import memory
+from service import heap
 from service.errors import Unavailable
 from service.listening.encoders import Encoders
 
@@ -123,7 +123,7 @@ async def test_one_that_is_used_stays(ears: list[Ears], limit: int) -> None:
 
 async def test_what_left_goes_back_to_the_system(ears: list[Ears], monkeypatch: pytest.MonkeyPatch) -> None:
     given_back = threading.Event()
-    monkeypatch.setattr(memory, "give_back", given_back.set)
+    monkeypatch.setattr(heap, "give_back", given_back.set)
     await use(Encoders(SIZE), ears[0])
     assert not given_back.is_set()
     await use(Encoders(0), ears[1])

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import psutil
 import pytest
 
-from service import memory
+from service import heap, memory
 from service.gate.admission import Admission, Limits, Queued
 
 MIB = 1 << 20
@@ -19,13 +19,13 @@ def resident() -> int:
 
 def test_what_is_free_goes_back() -> None:
     """200 MiB in pieces, between which some are still in use."""
-    memory.give_back()
+    heap.give_back()
     before = resident()
     pieces = [bytes([i % 255 + 1]) * 4096 for i in range(200 * MIB // 4096)]
     kept = pieces[::1000]
     assert resident() - before > 150 * MIB
     del pieces
-    memory.give_back()
+    heap.give_back()
     assert resident() - before < 50 * MIB
     assert kept
 
@@ -34,8 +34,8 @@ def test_threads_take_from_one_heap() -> None:
     """Sixteen threads that hold something at the same time, in a process of its own, whose heaps its map tells."""
     program = """
 import threading
-from service import memory
-memory.use_one_heap()
+from service import heap
+heap.use_one()
 barrier = threading.Barrier(17)
 held = []
 def hold():
@@ -65,13 +65,12 @@ async def test_it_is_given_back_once_when_it_has_been_quiet(monkeypatch: pytest.
     async def sleep(seconds: float) -> None:
         await slept.get()
 
-    async def in_thread(work: object) -> None:
+    async def give_back() -> None:
         given.append(admission.admitted)
 
     monkeypatch.setattr("service.memory.asyncio.sleep", sleep)
-    monkeypatch.setattr("service.memory.asyncio.to_thread", in_thread)
     admission = Admission(Limits(0, 0, 0, 0, 0, 0), lambda: Queued(0.0, 0))
-    watching = asyncio.create_task(memory.watch(admission))
+    watching = asyncio.create_task(memory.watch(give_back, admission))
     loop = asyncio.get_running_loop()
 
     async def passes() -> None:
@@ -95,4 +94,11 @@ async def test_it_is_given_back_once_when_it_has_been_quiet(monkeypatch: pytest.
     assert given == [1], "it was not quiet all the while"
     await passes()
     assert given == [1, 2]
+    with ExitStack() as running:
+        running.enter_context(admission.admit("a"))
+        for _ in range(2 * memory.BUSY_LOOKS):
+            await passes()
+        assert given == [1, 2, 3, 3], "where it is never quiet, now and then"
+    await passes()
+    assert given == [1, 2, 3, 3, 3], "and when it is"
     watching.cancel()
