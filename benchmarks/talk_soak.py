@@ -1,8 +1,14 @@
-"""`make soak-talk`: one talks for ten minutes on one socket, others come and go; every turn is answered, and memory stays as it is."""
+"""`make soak-talk`: one talks for ten minutes on one socket, others come and go; every turn is answered, and nothing stays in memory.
+
+While it goes on, the conversation itself takes some (ten minutes of audio are kept), and reading its ever longer prompts, until they fill
+the context. So what the service holds when nobody talks is compared, after a first minute of talk and after all of it.
+"""
 
 import argparse
 import asyncio
+import itertools
 import json
+import time
 from collections.abc import AsyncIterator
 from time import perf_counter
 
@@ -17,10 +23,12 @@ from service.load.client import Load, Question, clips
 
 MINUTES = 10
 OTHERS = 3  # sockets beside the long one, for one turn each
-GROWTH = 1.05  # of resident memory, from the end of the second minute on
-# Of the KV cache so little that all of it has been used after the second minute: the system gives pages when they are first used.
-CACHE = ("--num-gpu-blocks-override", "256")
-# Before the first minute: the long conversation fills its context after seven, and with it the memory for reading a prompt.
+LOOKS = 12  # in a minute, in which memory comes and goes
+QUIET_SECONDS = 20  # in which it gives back what is free
+GROWTH = 1.05  # of resident memory, from the end of the first minute of talk to the end of all
+# Of caches so little that all of it has been used by then: the system gives pages when they are first used.
+CACHES = ("--num-gpu-blocks-override", "256", "--embedding-cache-mib", "8")
+# Before the first minute: prompts as long as the context.
 LONG_ONES, LONG_SECONDS = 4, 300
 PAUSE = np.zeros(SAMPLE_RATE, np.float32)
 
@@ -51,17 +59,17 @@ async def until(end: float, first: int, step: int) -> AsyncIterator[int]:
         first += step
 
 
-async def soak(server: processes.Server, minutes: float) -> tuple[int, list[int]]:
-    """How many turns were answered, and the resident MiB at the end of each minute."""
+async def soak(server: processes.Server, minutes: float) -> int:
+    """How many turns were answered; prints what is resident in each minute."""
     end = perf_counter() + 60 * minutes
-    sizes: list[int] = []
 
     async def watch() -> None:
-        while True:
-            await asyncio.sleep(60)
-            by_name = server.resident_mib()
-            sizes.append(sum(by_name.values()))
-            print(f"minute {len(sizes)}: {sizes[-1]} MiB, {by_name}", flush=True)
+        for minute in itertools.count(1):
+            sizes = []
+            for _ in range(LOOKS):
+                await asyncio.sleep(60 / LOOKS)
+                sizes.append(resident(server))
+            print(f"minute {minute}: {min(sizes)} to {max(sizes)} MiB", flush=True)
 
     async with aiohttp.ClientSession() as http:
 
@@ -77,20 +85,34 @@ async def soak(server: processes.Server, minutes: float) -> tuple[int, list[int]
         talks = [talk(0, OTHERS + 1, once=False), *(talk(i + 1, OTHERS + 1, once=True) for i in range(OTHERS))]
         answered = await asyncio.gather(*talks)
         watching.cancel()
-    return sum(answered), sizes
+    return sum(answered)
+
+
+def resident(server: processes.Server) -> int:
+    """MiB of all processes."""
+    return sum(server.resident_mib().values())
+
+
+def settled(server: processes.Server) -> int:
+    """The same, when nobody talks and what is free was given back."""
+    time.sleep(QUIET_SECONDS)
+    print(f"nobody talks: {resident(server)} MiB, {server.resident_mib()}", flush=True)
+    return resident(server)
 
 
 def main() -> None:
     """Prints the figures; ends with 1 where memory grew. What is not answered is an error."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=MINUTES)
     minutes = parser.parse_args().minutes
     make_checkpoints()
-    with processes.ours("bfloat16", *CACHE) as server:
+    with processes.ours("bfloat16", *CACHES) as server:
         asyncio.run(Load(server.url, Question()).closed(clips(LONG_ONES, LONG_SECONDS), LONG_ONES))
-        answered, sizes = asyncio.run(soak(server, minutes))
-    grown = sizes[-1] / sizes[min(1, len(sizes) - 1)] if sizes else 1.0
-    print(f"{answered} turns answered; resident memory {sizes} MiB, {grown:.3f} times that after two minutes")
+        asyncio.run(soak(server, 1))
+        before = settled(server)
+        answered = asyncio.run(soak(server, minutes))
+        grown = settled(server) / before
+    print(f"{answered} turns answered; {grown:.3f} times the memory after {minutes:g} minutes of talk than after one")
     raise SystemExit(grown > GROWTH)
 
 
