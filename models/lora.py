@@ -12,10 +12,8 @@ from models.config import CheckpointError
 from models.weights import check_tensor, read_tensors, weight_files
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-WIDTHS = {
-    "A.weight": 1,
-    "B.weight": 0,
-}  # which dimension of a half is the LLM's, and not the rank: A (rank, in), B (out, rank)
+# Which dimension of a half is the LLM's, and not the rank: A (rank, in), B (out, rank).
+WIDTHS = {"A.weight": 1, "B.weight": 0}
 ENDS = ("embed_tokens", "wte", "wpe", "tok_embeddings", "lm_head")
 
 

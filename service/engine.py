@@ -306,7 +306,7 @@ class Engine:
             raise as_api_error(error) from error
         except (
             BaseException
-        ) as error:  # what goes wrong in vLLM's engine comes as any Exception; else nobody wants it any more
+        ) as error:  # any Exception is what goes wrong in vLLM's engine; else nobody wants it any more
             await self.llm.remove_lora(number)  # what there is of it
             if not isinstance(error, Exception):
                 raise
@@ -398,8 +398,11 @@ class Engine:
             raise as_api_error(error) from error
 
     async def give_back(self) -> None:
-        """Has its processes return the memory that they do not use, between two steps; does nothing where the engine is dead."""
-        with suppress(EngineDeadError):
+        """Has its processes return the memory that they do not use, between two steps.
+
+        Does nothing where the engine is dead, or its workers have another extension, by --worker-extension-cls.
+        """
+        with suppress(Exception):  # vLLM tells no more of what went wrong in a worker
             await self.llm.collective_rpc("give_back")
 
     async def close(self) -> None:

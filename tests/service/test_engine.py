@@ -11,11 +11,13 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import pytest
 import torch
 from vllm.lora.request import LoRARequest
+from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -293,3 +295,14 @@ def test_one_place_for_loras_is_empty_on_a_cpu(
     if config:
         linear = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
         assert config.target_modules == linear, "and none for embeddings, beside which there is speech"
+
+
+@pytest.mark.parametrize("error", [None, EngineDeadError(), Exception("no method give_back")])
+async def test_workers_are_asked_to_give_memory_back(llm_folder: Path, error: Exception | None) -> None:
+    """By vLLM's own way of asking them; where they can't, nothing happens."""
+    plan = Plan.make(llm_folder, "tiny", "float32", [])
+    workers = resolve_obj_by_qualname(plan.config.parallel_config.worker_extension_cls)()
+    llm = SimpleNamespace(collective_rpc=AsyncMock(side_effect=error))
+    await Engine(cast(Any, llm)).give_back()
+    llm.collective_rpc.assert_awaited_once()
+    assert getattr(workers, llm.collective_rpc.await_args.args[0])() is None

@@ -66,10 +66,8 @@ def put(folder: Path, weights: str = "fine") -> Path:
     (folder / "config.json").write_text("{}")
     before = (folder / "weights").stat().st_mtime_ns if (folder / "weights").exists() else 0
     (folder / "weights").write_text(weights)
-    for file, changed in (
-        ("config.json", 0),
-        ("weights", before + 1),
-    ):  # whatever the clock of the file system is worth
+    # Whatever the clock of the file system is worth.
+    for file, changed in (("config.json", 0), ("weights", before + 1)):
         os.utime(folder / file, ns=(0, changed))
     return folder
 
