@@ -18,7 +18,7 @@ def collect() -> None:
 
 
 async def watch(give_back: Callable[[], Awaitable[None]], *admissions: Admission) -> None:
-    """Gives back what requests took, when none has run for a while.
+    """Gives back what requests took, when none has run for a while, that which only refers to itself included.
 
     Where that never is, every minute: what is free lies scattered between what is not, and heaps grow.
     """
@@ -31,6 +31,8 @@ async def watch(give_back: Callable[[], Awaitable[None]], *admissions: Admission
         used = running or admitted != given_back_after
         looks = looks + 1 if used else 0
         if used and (quiet or looks >= BUSY_LOOKS):
+            if quiet:
+                gc.collect()
             await give_back()
             given_back_after = admitted if quiet else -1
             looks = 0

@@ -2,6 +2,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import weakref
 from contextlib import ExitStack
 
 import psutil
@@ -11,6 +12,13 @@ from service import heap, memory
 from service.gate.admission import Admission, Limits, Queued
 
 MIB = 1 << 20
+
+
+class Talk:
+    """Refers to itself."""
+
+    def __init__(self) -> None:
+        self.itself = self
 
 
 def resident() -> int:
@@ -70,6 +78,8 @@ async def test_it_is_given_back_once_when_it_has_been_quiet(monkeypatch: pytest.
 
     monkeypatch.setattr("service.memory.asyncio.sleep", sleep)
     admission = Admission(Limits(0, 0, 0, 0, 0, 0), lambda: Queued(0.0, 0))
+    talk = Talk()
+    gone = weakref.ref(talk)
     watching = asyncio.create_task(memory.watch(give_back, admission))
     loop = asyncio.get_running_loop()
 
@@ -84,8 +94,10 @@ async def test_it_is_given_back_once_when_it_has_been_quiet(monkeypatch: pytest.
         await passes()
         await passes()
         assert not given, "somebody is being answered"
+    del talk
     await passes()
     assert given == [1]
+    assert gone() is None, "what only refers to itself is freed before"
     await passes()
     assert given == [1], "nothing has happened since"
     with admission.admit("a"):
