@@ -53,7 +53,7 @@ class Embedder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """What the encoder computes in, and the dtype of the rows."""
-        return self.adapter.speech_ln.weight.dtype
+        return self.encoder.conv1.weight.dtype
 
     @property
     def llm_dim(self) -> int:
