@@ -43,7 +43,7 @@ class Line:
 
 
 def measure(dtype: str, server: Server) -> Costs:
-    """Takes two minutes; the server has to be warm."""
+    """Takes five minutes; the server has to be warm."""
     cores = len(os.sched_getaffinity(0))
     with processes.worker("benchmarks.encoder", dtype) as encoder:
         one_core, all_cores = _encoder(encoder, 1), _encoder(encoder, cores)
