@@ -21,8 +21,9 @@ SHARING = (1, 2, 3, 4)  # engines that one encoder's card serves
 def write(figures: dict[str, Any]) -> None:
     """Keeps the figures, and writes the tables anew."""
     FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
+    tables = "\n".join(_tables(figures))
     prose, heading, _ = PAGE.read_text().partition(HEADING)
-    PAGE.write_text(prose + heading + "\n" + "\n".join(_tables(figures)) + "\n")
+    PAGE.write_text(f"{prose}{heading}\n{tables}\n")
 
 
 def _tables(figures: dict[str, Any]) -> Iterator[str]:
@@ -75,15 +76,13 @@ def _needs(speakers: int, one: paper.Most, costs: Costs, socket_second: float) -
     posted = turns * paper.server_seconds(costs)
     sockets = posted + speakers * socket_second
     gigabits = speakers * paper.SOCKET_BYTES * 8 / 1e9
-    return (
-        f"{speakers:,}",
-        short(turns),
-        str(cards),
-        short(posted),
-        short(sockets),
-        short(gigabits),
-        paper.first(cards, sockets, gigabits),
-    )
+    figures = (_plain(figure) for figure in (speakers, turns, cards, posted, sockets, gigabits))
+    return (*figures, paper.first(cards, sockets, gigabits))
+
+
+def _plain(figure: float) -> str:
+    """Three digits, or all of those in front of the point."""
+    return f"{figure:,.0f}" if figure >= 100 else short(figure)
 
 
 def _apart(name: str, costs: Costs, shared: paper.Most) -> Sequence[str]:
