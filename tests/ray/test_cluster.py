@@ -62,8 +62,9 @@ def chat(seed: int, *more: str) -> dict[str, Any]:
     return {"url": "/v1/chat/completions", "json": {"messages": messages, "stream": True, "max_tokens": TOKENS}}
 
 
-def text(seed: int) -> dict[str, Any]:
-    return {"url": "/v1/completions", "json": {"prompt": f"Number {seed}", "stream": True, "max_tokens": TOKENS}}
+def text(seed: int, tokens: int = TOKENS) -> dict[str, Any]:
+    body = {"prompt": f"Number {seed}", "stream": True, "max_tokens": tokens, "ignore_eos": True}
+    return {"url": "/v1/completions", "json": body}
 
 
 def transcription(seed: int) -> dict[str, Any]:
@@ -147,10 +148,10 @@ def test_a_key_of_the_clients_own_keeps_a_conversation_together(cluster: Cluster
 
 
 def test_a_busy_replica_does_not_keep_its_own(cluster: Cluster) -> None:
-    """All with one key, all at once: more than `busy_requests`."""
+    """All with one key, all at once: more than `busy_requests`, none of which ends before the last has begun."""
     before = cluster.metric("blsp_requests_total", endpoint="/v1/completions", status="200")
     with cluster.client() as http, ThreadPoolExecutor(60) as pool:
-        requests = [text(seed) | {"headers": {"x-session-id": "one"}} for seed in range(60)]
+        requests = [text(seed, 256) | {"headers": {"x-session-id": "one"}} for seed in range(60)]
         outcomes = list(pool.map(lambda request: outcome(http, request), requests))
     assert outcomes == ["answered"] * 60
     after = cluster.metric("blsp_requests_total", endpoint="/v1/completions", status="200")
