@@ -37,12 +37,12 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool
     return F.gelu(y) if gelu else y
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A linear layer over packed rows (total, in) -> (total, out), filled up to a multiple of `ROWS` rows.
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+    """A linear layer over packed rows (total, in) -> (total, out), filled up to a multiple of `ROWS` rows; through a GELU if wanted.
 
     Kernels are compiled, or chosen, for each number of rows: so there are few of them however long the windows are.
     """
-    return product(F.pad(x, (0, 0, 0, -len(x) % ROWS)), weight, bias)[: len(x)]
+    return product(F.pad(x, (0, 0, 0, -len(x) % ROWS)), weight, bias, gelu=gelu)[: len(x)]
 
 
 class Linear(nn.Linear):
@@ -53,15 +53,15 @@ class Linear(nn.Linear):
         return product(x, self.weight, self.bias, gelu=gelu)
 
 
-def convolve(conv: nn.Conv1d, items: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """A convolution over items of different lengths, (length_i, in) -> (length'_i, out), as one matrix product.
+def convolve(conv: nn.Conv1d, items: Sequence[Tensor], *, gelu: bool = False) -> tuple[Tensor, ...]:
+    """A convolution over items of different lengths, (length_i, in) -> (length'_i, out), as one matrix product; through a GELU if wanted.
 
     Each item has zeros of half the kernel's width at both ends, as if it were alone. On CPUs this is as fast as a batched convolution.
     """
     width, stride = conv.kernel_size[0], conv.stride[0]
     padded = (F.pad(x, (0, 0, width // 2, width // 2)) for x in items)
     rows = [x.unfold(0, width, stride).flatten(1) for x in padded]  # (length'_i, in * width)
-    y = linear(torch.cat(rows), conv.weight.flatten(1), conv.bias)  # (total, out)
+    y = linear(torch.cat(rows), conv.weight.flatten(1), conv.bias, gelu=gelu)  # (total, out)
     return torch.split(y, [len(row) for row in rows])
 
 
@@ -182,7 +182,7 @@ class WhisperEncoder(nn.Module):
         """
         items: Sequence[Tensor] = [f[:, :n].T for f, n in zip(features, frames.tolist(), strict=True)]
         for conv in (self.conv1, self.conv2):
-            items = [F.gelu(x) for x in convolve(conv, items)]  # (length_i, dim)
+            items = convolve(conv, items, gelu=True)  # (length_i, dim)
         lengths = [len(x) for x in items]
         x = torch.cat([x + self.embed_positions.weight[: len(x)] for x in items])  # (total, dim)
         x = self.layer_norm(through(self.layers, x, lengths))
