@@ -10,8 +10,8 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
-from contextlib import aclosing, contextmanager, suppress
+from collections.abc import AsyncGenerator, Collection, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from models import lora
 from models.config import CheckpointError
 from models.prompt import Prompt
+from service import kernels
 from service.errors import ApiError, ContextTooLong, DeadlineExceeded, InvalidRequest, OptionError, Unavailable
 from service.gate.admission import current_client
 from service.request import running
@@ -276,9 +277,8 @@ class Engine:
         """
         cache = plan.config.cache_config
         cache.gpu_memory_utilization = min(cache.gpu_memory_utilization, most_memory)
-        # Kernels for numbers of tokens that the engine has met: a thousand, oneDNN's default, would grow to half a gigabyte.
-        with _environment(ONEDNN_PRIMITIVE_CACHE_CAPACITY="128"):
-            llm = BlspLLM.from_vllm_config(plan.config, disable_log_stats=not plan.logs_stats)
+        kernels.keep_few()
+        llm = BlspLLM.from_vllm_config(plan.config, disable_log_stats=not plan.logs_stats)
         assert isinstance(llm, BlspLLM)
         llm.drop_first_space = drop_first_space
         return cls(llm)
@@ -414,18 +414,6 @@ class Engine:
 
 def _is_on_cpu(config: VllmConfig) -> bool:
     return bool(config.device_config.device_type == "cpu")
-
-
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    """For processes that are started within; what the operator has set stays."""
-    added = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
 
 
 def values_of(name: str) -> int | None:

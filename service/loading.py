@@ -16,6 +16,7 @@ import torch
 from models.config import CheckpointError
 from models.embedder import Embedder
 from models.features import SAMPLE_RATE
+from service import kernels
 from service.adapters import Adapter, load_adapter, read_checkpoint
 from service.answers.prompting import Prompts
 from service.answers.speech import SpeechRequest
@@ -71,6 +72,7 @@ async def load(settings: ModelSettings, names: Sequence[str], progress: Progress
     The adapters in the folder `watch` are models while they are there. Raises CheckpointError where the checkpoint does not fit together,
     OptionError for a name that is given twice, and whatever vLLM raises. An adapter that can't be loaded is logged, and left out.
     """
+    kernels.keep_few()
     paths = settings.adapters()
     progress(f"Reading checkpoint {settings.model}")
     checkpoint = await asyncio.to_thread(read_checkpoint, settings.model, settings)

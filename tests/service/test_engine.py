@@ -4,8 +4,6 @@ import asyncio
 import itertools
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
@@ -23,7 +21,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from models.checkpoint import open_checkpoint
 from models.config import CheckpointError
-from service.engine import BlspLLM, Engine, Plan, _delta, _environment
+from service.engine import BlspLLM, Engine, Plan, _delta
 from service.errors import DeadlineExceeded, OptionError, Unavailable
 from service.gate.admission import Admission, Limits, Queued
 
@@ -94,17 +92,6 @@ async def test_a_generation_comes_after_those_of_clients_with_fewer(llm: BlspLLM
                 await anext(outputs)
     assert llm.priorities == [0, 1, 0, 2]
     assert not llm._running
-
-
-def test_variables_for_the_engines_processes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SET", "by the operator")
-    monkeypatch.delenv("UNSET", raising=False)
-    show = [sys.executable, "-c", "import os; print(os.environ['SET'], os.environ['UNSET'], sep=', ')"]
-    with _environment(SET="by us", UNSET="by us"):
-        said = subprocess.run(show, capture_output=True, text=True, check=True).stdout
-    assert said == "by the operator, by us\n"
-    assert os.environ["SET"] == "by the operator"
-    assert "UNSET" not in os.environ
 
 
 @pytest.mark.parametrize(
