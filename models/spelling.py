@@ -101,12 +101,13 @@ class Speller(nn.Module):
         return torch.cat([self.blank(rows), query @ keys[:, :-1].T * keys.shape[1] ** -0.5 + keys[:, -1]], -1)
 
     def _all_keys(self) -> Tensor:
-        if torch.is_grad_enabled():
+        weight = self.spelling.out2.weight
+        if torch.is_grad_enabled() and weight.requires_grad:
             keys: Tensor = self.spelling(self.spellings)
             return keys
-        weight = self.blank.weight
         if self._keys is None or (self._keys.dtype, self._keys.device) != (weight.dtype, weight.device):
-            self._keys = torch.cat([self.spelling(part) for part in torch.split(self.spellings, PART)])
+            with torch.no_grad():
+                self._keys = torch.cat([self.spelling(part) for part in torch.split(self.spellings, PART)])
         return self._keys
 
     def forward(self, rows: Tensor) -> Tensor:

@@ -252,9 +252,15 @@ def test_replies_teach_an_adapter_that_spells(speller: Checkpoint, collator: Col
     assert [len(item) for item in rows] != [embedder.speech_length(example.samples) for example in examples]
     prompts = [collator.prompts.build([Message("user", ["Continue:", Speech(item)])]) for item in rows]
     batch = replace(comparing, padding=speller.config.padding)(examples)
-    model(**batch)["loss"].backward()
+    read_tokens: list[int] = []
+    assert model.embedder.adapter.speller is not None
+    model.embedder.adapter.speller.spelling.register_forward_hook(lambda _, args, __: read_tokens.append(len(args[0])))
+    for _ in range(2):
+        model(**batch)["loss"].backward()
+    assert sum(read_tokens) == len(model.embedder.adapter.speller.ids), "once, not for each recording"
     silent = {name for name, p in model.embedder.adapter.named_parameters() if p.grad is None or not p.grad.abs().sum()}
-    assert silent == {"speller.blank.weight", "speller.blank.bias"}
+    frozen = ("speller.blank.", "speller.spelling.")
+    assert silent == {name for name, _ in model.embedder.adapter.named_parameters() if name.startswith(frozen)}
     ids, is_speech, mask, _ = without_spare_rows(
         torch.tensor([len(item) for item in rows]),
         *(batch[n] for n in ("input_ids", "is_speech", "attention_mask", "labels")),
