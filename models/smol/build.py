@@ -83,7 +83,7 @@ def build(
     states = ("--states", folder / "states", "--cache", cache)
     warm = ("--negatives", 2500, "--max_steps", steps[0])
     run(blsp, "warm-start", start, folder / "train", folder / "warm", *states, *warm, *options)
-    for name, instruction, file in _assigned(folder, replies):
+    for name, instruction, file in assigned(folder, replies):
         told = ("--instruction", instruction, "--max-tokens", 40, "--cache", cache)
         run(blsp, "continue", file, folder / "replies" / name, "--model", start, *told)
     aligned = ("--loss", "kl", "--max_steps", steps[1])
@@ -95,7 +95,7 @@ def build(
     export(folder / "aligned", folder / "checkpoint")
 
 
-def _assigned(folder: Path, replies: int) -> list[tuple[str, str, Path]]:
+def assigned(folder: Path, replies: int) -> list[tuple[str, str, Path]]:
     """Who is told what: the output's name, the instruction, and the manifest of those that reply to it.
 
     Lines that repeat their transcript need no LLM; they are written here.

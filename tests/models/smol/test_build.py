@@ -28,16 +28,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_each_reply_has_one_instruction(folder: Path) -> None:
-    told = build._assigned(folder, 40)
+    told = build.assigned(folder, 40)
     assert [instruction for _, instruction, _ in told] == list(REPLIES)
     texts = [line.text for _, _, manifest in told for line in read_manifest(manifest, Line)]
     assert len(texts) == len(set(texts)) == 40
     assert set(texts) <= set(TEXTS[:-2])  # neither word lists nor what is too short to be replied to
-    assert told == build._assigned(folder, 40)
+    assert told == build.assigned(folder, 40)
 
 
 def test_what_repeats_is_learnt_by_cross_entropy(folder: Path) -> None:
-    build._assigned(folder, 20)
+    build.assigned(folder, 20)
     examples, passed_over = read_examples(folder / "replies" / "repeat.jsonl")
     assert len(examples) == len(TEXTS)
     assert not passed_over
