@@ -9,7 +9,7 @@ PIP_FLAGS ?=
 LOCK ?= requirements.lock
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 
-.PHONY: help setup setup-plain-torch serve model test check mutation fuzz schemathesis diagram alerts bench bench-adapters bench-gpu capacity gpu-kit commits soak soak-talk attack overload overload-world lock check-images screenshots clean
+.PHONY: help setup setup-plain-torch serve model test check mutation fuzz killed-model schemathesis diagram alerts bench bench-adapters bench-gpu capacity gpu-kit commits soak soak-talk attack overload overload-world lock check-images screenshots clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -74,6 +74,9 @@ mutation: .venv/bin/blsp ## Change a sample of the code, one line at a time, and
 fuzz: .venv/bin/blsp ## Decode 20,000 mutated files of every format, and hold 5,000 random talks; none may harm the service.
 	.venv/bin/python -m tests.fuzz
 	TALKS=5000 .venv/bin/pytest --timeout 3600 tests/service/test_realtime_fuzz.py
+
+killed-model: .venv/bin/blsp ## Build a tiny model twice, killed in each stage and not, and see that both are the same (half an hour).
+	.venv/bin/python -m tests.killed_model
 
 schemathesis: .venv/bin/blsp ## Ten minutes of generated requests against the server on PORT: no defect, nothing that is not documented.
 	PYTHONPATH=. .venv/bin/schemathesis --config-file tests/schemathesis.toml run http://127.0.0.1:$(PORT)/openapi.json --max-time 600
