@@ -33,8 +33,9 @@ class AdapterModel(nn.Module):
         self.config = llm.config  # where DeepSpeed's "auto" sizes come from
         embedder.adapter.float().requires_grad_(True)
         if embedder.adapter.speller is not None:
-            embedder.adapter.speller.blank.requires_grad_(False)  # which rows are no token: no gradient of a reply tells
-            embedder.adapter.speller.spelling.requires_grad_(False)  # of all tokens, gradients would take gigabytes
+            # Which rows are no token, no gradient of a reply tells; and those of all tokens' spellings would take gigabytes.
+            embedder.adapter.speller.blank.requires_grad_(False)
+            embedder.adapter.speller.spelling.requires_grad_(False)
         self.register_state_dict_post_hook(_drop_frozen)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_miss_nothing_frozen)  # type: ignore[no-untyped-call]
 
