@@ -79,10 +79,11 @@ PARTS = {
     },
     "models/smol": {
         *("models/config", "models/manifest", "models/prompt", "models/weights", "models/checkpoint"),
-        "models/training",
+        *("models/training", "models/evaluation"),
     },
     "service/errors": set(),
     "service/heap": set(),
+    "service/kernels": set(),
     "service/lifeline": set(),
     "service/page": set(),
     "service/progress": set(),
@@ -104,7 +105,7 @@ PARTS = {
         *("models/features", "models/encoder", "models/embedder"),
     },
     "service/engine": {
-        *("service/errors", "service/request", "service/telemetry", "service/gate"),
+        *("service/errors", "service/kernels", "service/request", "service/telemetry", "service/gate"),
         *("models/config", "models/lora", "models/prompt"),
     },
     "service/answers": {
@@ -130,7 +131,7 @@ PARTS = {
         *("service/errors", "service/settings", "service/memory", "service/model", "models/weights"),
     },
     "service/loading": {
-        *("service/errors", "service/gate", "service/settings", "service/adapters", "service/audio"),
+        *("service/errors", "service/kernels", "service/gate", "service/settings", "service/adapters", "service/audio"),
         "service/watching",
         *("service/self_check", "service/listening", "service/engine", "service/answers", "service/model"),
         *("models/config", "models/features", "models/embedder"),

@@ -9,10 +9,12 @@ import json
 import random
 import re
 import sys
+import wave
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -26,7 +28,6 @@ from models.prompt import CONTINUE
 from models.smol.build import CONFIG, assigned, lines, run, write_lines
 from models.smol.sentences import DICTIONARY, WORDNET, sentence
 from models.smol.templates import templated
-from service.audio.recordings import read_samples
 
 PUBLISHED = AdapterSizes(conv_kernel_sizes=(5, 5, 5), inner_dim=512)
 ASKED = 100  # questions, and as many orders
@@ -99,6 +100,14 @@ def replies(folder: Path, start: str, cache: Path, n: int) -> None:
     done.touch()
 
 
+def read(span: AudioSpan) -> torch.Tensor:
+    """Samples (n,) of a piece of what `models.smol.speech` wrote."""
+    with wave.open(str(span.path)) as file:
+        file.setpos(span.start)
+        content = np.frombuffer(file.readframes(span.frames), "<i2")
+    return torch.from_numpy(content.astype(np.float32) / 32768)
+
+
 def measure(
     folder: Path, heard: dict[str, list[dict[str, Any]]], cache: Path, written: dict[tuple[str, int], list[str]]
 ) -> dict[str, float]:
@@ -107,7 +116,7 @@ def measure(
     `written` has the replies, which are the same for all ways, as soon as one was measured.
     """
     torch.set_flush_denormal(True)
-    model = LocalModel(open_checkpoint(str(folder), cache), read_samples, torch.bfloat16)
+    model = LocalModel(open_checkpoint(str(folder), cache), read, torch.bfloat16)
     found: dict[str, float] = {}
     for task, (group, instruction) in TASKS.items():
         items: list[TokenAlignment] = []
