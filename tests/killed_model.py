@@ -41,11 +41,14 @@ def stages(process: subprocess.Popen[str]) -> Iterator[str]:
             yield f"speech {Path(arguments[3]).name}" if command == "speech" else command
 
 
-def wait_inside(folder: Path, stage: str) -> None:
-    """Until the stage has done some of its work."""
+def is_half_done(folder: Path, stage: str, process: subprocess.Popen[str]) -> bool:
+    """Waits until the stage has done some of its work; False where the build ended before."""
     begun = time.monotonic()
     while not any(folder.glob(HALF_DONE[stage])) if stage in HALF_DONE else time.monotonic() < begun + SECONDS:
+        if process.poll() is not None:
+            return False
         time.sleep(0.05)
+    return True
 
 
 def build(folder: Path, killed: list[str]) -> bool:
@@ -53,8 +56,7 @@ def build(folder: Path, killed: list[str]) -> bool:
     command = [sys.executable, "-m", "models.smol.build", "--folder", str(folder), *OPTIONS.split()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         for stage in stages(process):
-            if stage not in killed:
-                wait_inside(folder, stage)
+            if stage not in killed and is_half_done(folder, stage, process):
                 os.killpg(process.pid, signal.SIGKILL)
                 killed.append(stage)
                 print(f"killed in: {stage}", flush=True)
