@@ -64,14 +64,10 @@ def asked(folder: Path, workers: int) -> dict[str, list[dict[str, Any]]]:
     """Questions and orders by the tests' voices, as lines of manifests; none is a sentence of the training."""
     texts = folder / "asked.txt"
     if not texts.exists():
-        known, trained_on = (
-            set(DICTIONARY.read_text().split()),
-            set((folder.parent / "sentences.txt").read_text().splitlines()),
-        )
-        rng = random.Random("asked")
-        fresh = [
-            t for t in dict.fromkeys(templated(WORDNET, known, rng, 4000)) if sentence(t) == t and t not in trained_on
-        ]
+        known = set(DICTIONARY.read_text().split())
+        trained_on = set((folder.parent / "sentences.txt").read_text().splitlines())
+        drawn = dict.fromkeys(templated(WORDNET, known, random.Random("asked"), 4000))
+        fresh = [text for text in drawn if sentence(text) == text and text not in trained_on]
         questions = [text for text in fresh if text.endswith("?")][:ASKED]
         orders = [text for text in fresh if _ORDER.match(text)][:ASKED]
         texts.write_text("".join(f"{text}\n" for text in questions + orders))
