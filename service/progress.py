@@ -27,13 +27,19 @@ def progress_bar() -> Progress:
 
 @contextmanager
 def resumed_progress(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar that is told how many lines are done, of how many; what was done before the first call is not this run's speed."""
-    with progress_bar() as bar:
-        task = bar.add_task(description, total=None)
+    """A bar that is told how many lines are done, of how many, and appears when it is first told.
 
-        def show(done: int, total: int) -> None:
-            if bar.tasks[0].total is None:
-                bar.reset(task, total=total, completed=done)
-            bar.update(task, completed=done)
+    What was done before that is not this run's speed.
+    """
+    bar = progress_bar()
 
+    def show(done: int, total: int) -> None:
+        if not bar.tasks:
+            bar.add_task(description, total=total, completed=done)
+            bar.start()
+        bar.update(bar.tasks[0].id, completed=done)
+
+    try:
         yield show
+    finally:
+        bar.stop()

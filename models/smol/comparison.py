@@ -88,12 +88,9 @@ def replies(folder: Path, start: str, cache: Path, n: int) -> None:
     jobs = [("continuations/all.jsonl", CONTINUE, everything)] + [
         (f"many/{name}", said, file) for name, said, file in told
     ]
-    if (done := folder / "replied").exists():
-        return
     for name, instruction, file in jobs:
         options = ("--model", start, "--instruction", instruction, "--max-tokens", 40, "--cache", cache)
         run(blsp, "continue", file, folder / name, *options)
-    done.touch()
 
 
 def read(span: AudioSpan) -> torch.Tensor:

@@ -77,6 +77,8 @@ def keep_states(
     content = (
         torch.empty(shape, dtype=torch.float16, device=embedder.device) if folder is None else _open(folder, shape)
     )
+    if len(there) < len(heard):
+        progress(len(there), len(heard))
     for begin in range(len(there), len(heard), CHUNK):
         end = min(begin + CHUNK, len(heard))
         for places in _batches(lengths, range(begin, end), embedder.device.type):

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +19,7 @@ from service.settings import Dtype, default_cache
 
 if TYPE_CHECKING:
     from models.evaluation.local import LocalModel
+    from service.alignment.continuation import Writer
 
 CACHE = Field(default_factory=default_cache, description="folder for converted official checkpoints")
 HUGGING_FACE: Any = Field(
@@ -61,8 +63,17 @@ class Continue(BaseSettings):
         console.print(table)
 
     async def _write(self) -> Counter[str]:
+        from service.alignment.continuation import Shard, write_continuations
+
+        shard = Shard.parse(self.shard)
+        with resumed_progress("Continuing") as show:
+            return await write_continuations(self.manifest, self.out, self._writer, shard=shard, progress=show)
+
+    @asynccontextmanager
+    async def _writer(self) -> AsyncGenerator["Writer"]:
+        """With an engine of its own."""
         from models.training.llm import open_llm
-        from service.alignment.continuation import Limits, Shard, Writer, write_continuations
+        from service.alignment.continuation import Limits, Writer
         from service.audio.recordings import read_samples
         from service.engine import Engine, Plan, Sampling
 
@@ -72,11 +83,8 @@ class Continue(BaseSettings):
         engine = await asyncio.to_thread(Engine.start, plan, drop_first_space=drop_first_space)
         sampling = Sampling(self.max_tokens, temperature=self.temperature, top_p=self.top_p, seed=self.seed)
         limits = Limits(self.min_seconds, self.max_seconds, self.max_prompt_tokens)
-        writer = Writer(engine.stream, sampling, prompts, read_samples, self.instruction, limits)
         try:
-            with resumed_progress("Continuing") as show:
-                shard = Shard.parse(self.shard)
-                return await write_continuations(self.manifest, self.out, writer, shard=shard, progress=show)
+            yield Writer(engine.stream, sampling, prompts, read_samples, self.instruction, limits)
         finally:
             await engine.close()
 

@@ -6,7 +6,7 @@ The output is a journal, see service/offline/journal.py: a run that was killed g
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -105,7 +105,7 @@ class Writer:
 async def write_continuations(
     manifest: Path,
     out: Path,
-    writer: Writer,
+    open_writer: Callable[[], AbstractAsyncContextManager[Writer]],
     *,
     shard: Shard = Shard(0, 1),  # noqa: B008 (immutable)
     concurrency: int = 256,
@@ -113,8 +113,8 @@ async def write_continuations(
 ) -> Counter[str]:
     """Continues what `out` does not hold yet of the manifest's shard; returns how many lines were "continued", or dropped for which reason.
 
-    `progress` hears of the lines done and of all. Raises InputError where the manifest is wrong, where `out` was made from another one
-    or another process is writing to it, and Unavailable where the engine dies.
+    No writer is opened where nothing is left to do. `progress` hears of the lines done and of all. Raises InputError where the manifest is
+    wrong, where `out` was made from another one or another process is writing to it, and Unavailable where the engine dies.
     """
     waiting = dict(shard_lines(manifest, shard))
     total = len(waiting)
@@ -128,14 +128,17 @@ async def write_continuations(
                 )
             counts[fields.get("dropped", "continued")] += 1
 
-        async def write(numbered: tuple[int, Line]) -> dict[str, Any]:
-            index, line = numbered
-            progress(counts.total(), total)
-            fields = await writer.write(line, manifest.parent.absolute(), f"line-{index}")
-            counts[fields.get("dropped", "continued")] += 1
-            return {"index": index} | fields
+        if waiting:
+            async with open_writer() as writer:
 
-        await journal.fill(waiting.items(), write, concurrency)
+                async def write(numbered: tuple[int, Line]) -> dict[str, Any]:
+                    index, line = numbered
+                    progress(counts.total(), total)
+                    fields = await writer.write(line, manifest.parent.absolute(), f"line-{index}")
+                    counts[fields.get("dropped", "continued")] += 1
+                    return {"index": index} | fields
+
+                await journal.fill(waiting.items(), write, concurrency)
     progress(counts.total(), total)
     return counts
 

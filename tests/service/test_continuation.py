@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncGenerator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,7 +53,7 @@ def write(file: Path, lines: list[dict]) -> Path:
 
 
 def run(manifest: Path, out: Path, writer: Writer | None = None, **options: Any) -> Counter[str]:
-    return asyncio.run(write_continuations(manifest, out, writer or make_writer(), **options))
+    return asyncio.run(write_continuations(manifest, out, lambda: nullcontext(writer or make_writer()), **options))
 
 
 def written(out: Path) -> list[dict]:
@@ -113,6 +114,12 @@ def test_a_torn_output_is_completed(manifest: Path, tmp_path: Path, kept: int, t
     assert run(manifest, out, make_writer(stream)) == {"continued": 40}
     assert len(asked) == 40 - kept
     assert [line["index"] for line in written(out)] == list(range(40))
+
+
+def test_what_is_complete_needs_no_writer(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    run(manifest, out)
+    assert asyncio.run(write_continuations(manifest, out, lambda: pytest.fail("opened"))) == {"continued": 40}
 
 
 KILLED = """

@@ -81,7 +81,7 @@ def test_a_killed_run_goes_on(
     seen: list[tuple[int, int]] = []
     same(keep_states(heard, reading, embedder, tmp_path, lambda *done: seen.append(done)), embedder, heard)
     assert {item.audio for item in heard[2:]} == set(spans)
-    assert seen == [(4, 6), (6, 6)]
+    assert seen == [(2, 6), (4, 6), (6, 6)]
 
 
 def test_another_encoder_begins_anew(embedder: Embedder, heard: list[Heard], tmp_path: Path) -> None:
