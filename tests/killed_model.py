@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from models.training.align import ADAPTER
 
 OPTIONS = (
-    "--utterances 1500 --replies 40 --warm-steps 8 --align-steps 4 --workers 1"
+    "--utterances 1500 --replies 40 --dev 20 --warm-steps 8 --align-steps 4 --workers 1"
     " --save_steps 2 --per_device_train_batch_size 4 --gradient_accumulation_steps 1"
 )
 HALF_DONE = {

@@ -62,9 +62,12 @@ def run(*command: object) -> None:
 
 
 def build(
-    folder: Path, utterances: int, replies: int, steps: tuple[int, int], workers: int, options: list[str]
+    folder: Path, utterances: int, replies: int, dev: int, steps: tuple[int, int], workers: int, options: list[str]
 ) -> None:
-    """All stages; `steps` are those of the warm start and of the alignment, `options` both trainings' TrainingArguments."""
+    """All stages; `steps` are those of the warm start and of the alignment, `options` both trainings' TrainingArguments.
+
+    `dev` sentences are kept for the evaluation.
+    """
     python, blsp = sys.executable, Path(sys.executable).with_name("blsp")
     start, cache = folder / "start", folder / "cache"
     start.mkdir(parents=True, exist_ok=True)
@@ -72,11 +75,11 @@ def build(
     sentences = folder / "sentences.txt"
     if not sentences.exists():
         tokenizer = fetch(LLM, None, folder, cache) / "tokenizer.json"
-        run(python, "-m", "models.smol.sentences", sentences, "--tokenizer", tokenizer)
+        run(python, "-m", "models.smol.sentences", sentences, "--tokenizer", tokenizer, "--dev", dev)
     for name, text, first, count in (
         ("train", sentences, 0, utterances),
         ("spare", sentences, utterances, 2 * replies),  # the warm start does not hear it, so the adapter mishears it
-        ("dev", sentences.with_suffix(".dev.txt"), 0, 400),
+        ("dev", sentences.with_suffix(".dev.txt"), 0, dev),
     ):
         drawn = ("--split", "dev" if name == "dev" else "train", "--first", first, "--count", count)
         run(python, "-m", "models.smol.speech", text, folder / name, *drawn, "--workers", workers)
@@ -131,12 +134,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/smol"))
     parser.add_argument("--utterances", type=int, default=60_000)
     parser.add_argument("--replies", type=int, default=10_000)
+    parser.add_argument("--dev", type=int, default=400)
     parser.add_argument("--warm-steps", type=int, default=3000)
     parser.add_argument("--align-steps", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=2)
     args, options = parser.parse_known_args()
     steps = (args.warm_steps, args.align_steps)
-    build(args.folder, args.utterances, args.replies, steps, args.workers, options)
+    build(args.folder, args.utterances, args.replies, args.dev, steps, args.workers, options)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def test_the_stages_follow_each_other(folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(build, "run", lambda *command: commands.append(tuple(map(str, command))))
     shipped: list[Path] = []
     monkeypatch.setattr(build, "export", lambda *folders: shipped.extend(folders))
-    build.build(folder, 500, 20, (7, 8), 2, ["--bf16", "true"])
+    build.build(folder, 500, 20, 30, (7, 8), 2, ["--bf16", "true"])
     names = [command[2] if "-m" in command[:2] else command[1] for command in commands]
     assert names == [
         *["models.smol.speech"] * 3,
