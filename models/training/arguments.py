@@ -58,6 +58,7 @@ def training_arguments(out: Path, options: list[str], recipe: Recipe) -> Trainin
         output_dir=str(out),
         per_device_train_batch_size=recipe.per_device,
         bf16=torch.cuda.is_available(),
+        use_cpu=not torch.accelerator.is_available(),  # or `--bf16 true` is refused there
         remove_unused_columns=False,
         report_to=["tensorboard"],
         logging_steps=10,

@@ -188,6 +188,13 @@ def test_half_written_checkpoints_are_passed_over(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
+def test_bfloat16_needs_no_accelerator(tmp_path: Path) -> None:
+    args = training_arguments(tmp_path, ["--bf16", "true"], ALIGN)
+    assert args.bf16
+    assert args.device == torch.device("cpu")
+
+
 def test_published_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
     args = training_arguments(tmp_path, ["--use_cpu"], ALIGN)
