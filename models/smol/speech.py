@@ -17,9 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
+from models.smol.natural import Piper
 from models.smol.rooms import RATE, Sound, through_the_air
 from models.smol.voices import Espeak, Flite, Split, Synthesiser, draw
 
@@ -65,7 +67,9 @@ class Speaker:
 
     def _write(self, number: int, skipped: set[int], at: "Synchronized[int]", parent: int) -> None:
         """Runs in a process of its own, whose parent gets to know in `at` what is being spoken."""
-        synthesisers: dict[str, Synthesiser] = {"flite": Flite(), "espeak-ng": Espeak()}
+        synthesisers: dict[str, Synthesiser] = (
+            {"piper": Piper()} if self.split == "natural" else {"flite": Flite(), "espeak-ng": Espeak()}
+        )
         sound = self._manifest(number).with_suffix(".wav")
         lines: list[dict[str, str]] = []
         heard: list[Sound] = []
@@ -111,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sentences", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--split", choices=["train", "dev", "test"], default="train")
+    parser.add_argument("--split", choices=get_args(Split), default="train")
     parser.add_argument("--first", type=int, default=0, help="utterance; whole shards are made")
     parser.add_argument("--count", type=int, help="of utterances; default: all")
     parser.add_argument("--takes", type=int, default=1, help="how often each sentence is spoken")

@@ -12,7 +12,8 @@ import numpy as np
 
 from models.smol.rooms import Sound
 
-Split = Literal["train", "dev", "test"]
+Split = Literal["train", "natural", "dev", "test"]
+"""Of what is spoken; "natural" is more for training, by a natural voice."""
 
 FLITE = {
     "cmu_us_slt": (13, 120, 215),
@@ -31,18 +32,20 @@ HELD_OUT = {"dev": ("en-US", "m5 f4 Alicia"), "test": ("en-GB-scotland", "m8 lin
 class Voice:
     """A synthesiser's voice with its manner."""
 
-    program: Literal["flite", "espeak-ng"]
+    program: Literal["flite", "espeak-ng", "piper"]
     name: str
     pace: float
-    """flite: how long sounds are, of 1; espeak-ng: words a minute."""
-    pitch: float
-    """flite: Hz; espeak-ng: 0 to 100."""
+    """flite, piper: how long sounds are, of 1; espeak-ng: words a minute."""
+    pitch: float = 0
+    """flite: Hz; espeak-ng: 0 to 100; piper: its own."""
     gap: int = 0
     """espeak-ng's silence between words, in 10 ms."""
 
 
 def draw(rng: random.Random, split: Split) -> Voice:
     """A voice of the split: training has flite's four of 16 kHz and espeak-ng's many, the others have voices that no other has."""
+    if split == "natural":
+        return Voice("piper", "joe", rng.uniform(0.8, 1.3))
     if split == "train" and rng.random() < sum(share for share, _, _ in FLITE.values()) / 100:
         name = rng.choices(list(FLITE), weights=[share for share, _, _ in FLITE.values()])[0]
         return Voice("flite", name, rng.uniform(0.8, 1.3), rng.uniform(*FLITE[name][1:]))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from models.smol import voices
+from models.smol.natural import Piper
 from models.smol.rooms import PAUSE, RATE, Sound, through_the_air
 from models.smol.speech import Speaker, trimmed
 
@@ -54,6 +55,15 @@ def test_shards_hold_what_their_manifests_say(tmp_path: Path) -> None:
         loudest = np.abs(samples[int(start) : end]).max()
         assert 3000 < loudest < 32767
     assert end == len(samples)
+
+
+def test_the_natural_voice_says_the_same_again() -> None:
+    pytest.importorskip("piper", reason="pip install -e '.[voices]'")
+    voice = voices.draw(random.Random(0), "natural")
+    said = [Piper().speak(voice, "Good morning.") for _ in range(2)]
+    assert said[0][1] == said[1][1] == 22050
+    assert 0.5 < len(trimmed(*said[0])) / 22050 < 3
+    np.testing.assert_array_equal(said[0][0], said[1][0])
 
 
 @needs_synthesisers
