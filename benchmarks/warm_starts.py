@@ -2,7 +2,7 @@
 
 It stands on the folder of `make model` (its `sentences.txt`), makes what speech it needs, and goes on where it was killed. How each way
 hears the development set's voices, and people (a manifest as for `benchmarks.hearing`), is written to FOLDER/warm-starts/WAY.json: word
-error rates of greedy CTC, before any LLM. Nothing is chosen on people.
+error rates of greedy CTC, before any LLM. Nothing is chosen on people. The natural voice needs the extra `voices`.
 """
 
 import argparse
