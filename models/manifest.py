@@ -7,6 +7,7 @@ code: blsp/src/speech_text_paired_dataset.py, get_waveform). `blsp continue` add
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -59,6 +60,8 @@ class Line(BaseModel):
 class ContinuedLine(Line):
     """A line that `blsp continue` wrote."""
 
+    index: int = 0
+    """Which line of its manifest it continues."""
     samples: int
     continuation: str
     instruction: str | None = None
@@ -117,18 +120,21 @@ def parse_line(model: type[AnyLine], where: str, fields: dict[str, Any]) -> AnyL
 def read_examples(data: Path) -> tuple[list[Example], Counter[str]]:
     """The examples in a file, or in all `*.jsonl` of a folder, that `blsp continue` wrote; and how many lines are none, by the reason.
 
-    Raises InputError for a wrong line, and where no line is left that fits a window of 30 s.
+    Those of a file are in the order of its manifest, for that of the file is the order in which they were done, and differs. Raises
+    InputError for a wrong line, and where no line is left that fits a window of 30 s.
     """
     files = sorted(data.glob("*.jsonl")) if data.is_dir() else [data]
     examples: list[Example] = []
     passed_over = Counter[str]()
     for file in files:
+        continued: list[tuple[int, Example]] = []
         for where, fields in read_json_lines(file):
             found = _example(where, fields, file.parent)
             if isinstance(found, str):
                 passed_over[found] += 1
             else:
-                examples.append(found)
+                continued.append(found)
+        examples += [example for _, example in sorted(continued, key=itemgetter(0))]
     if not examples:
         raise InputError(f"{data}: no line with a continuation and at most 30 s of audio")
     return examples, passed_over
@@ -151,13 +157,12 @@ def read_transcripts(data: Path, read: ReadAudio) -> list[Example]:
     return examples
 
 
-def _example(where: str, fields: dict[str, Any], base: Path) -> Example | str:
-    """The example in a line, or why there is none; raises InputError."""
+def _example(where: str, fields: dict[str, Any], base: Path) -> tuple[int, Example] | str:
+    """The example in a line with its place in the manifest, or why there is none; raises InputError."""
     if "dropped" in fields:
         return str(fields["dropped"])
     line = parse_line(ContinuedLine, where, fields)
     if line.samples > N_SAMPLES:
         return "longer than a window of 30 s"
-    return Example(
-        AudioSpan.parse(line.audio, base), line.samples, line.text, line.continuation, line.instruction, line.loss
-    )
+    audio = AudioSpan.parse(line.audio, base)
+    return line.index, Example(audio, line.samples, line.text, line.continuation, line.instruction, line.loss)

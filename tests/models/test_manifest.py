@@ -46,6 +46,13 @@ def test_examples_of_a_folder(tmp_path: Path) -> None:
     assert read_examples(tmp_path / "0.jsonl") == ([first], {"empty text": 1})
 
 
+def test_examples_come_in_the_order_of_their_manifest(tmp_path: Path) -> None:
+    lines = [{"index": i, "audio": "a.wav", "text": f"{i}", "samples": 5, "continuation": "b"} for i in range(12)]
+    for name, order in (("1.jsonl", [*range(3, 12), 0, 2, 1]), ("0.jsonl", [10, 4])):
+        (tmp_path / name).write_text("".join(json.dumps(lines[i]) + "\n" for i in order))
+    assert [example.text for example in read_examples(tmp_path)[0]] == ["4", "10", *map(str, range(12))]
+
+
 def test_nothing_to_learn_from(tmp_path: Path) -> None:
     (tmp_path / "out.jsonl").write_text('{"dropped": "empty text"}\n')
     with pytest.raises(InputError, match="no line with a continuation"):

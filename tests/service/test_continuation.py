@@ -73,7 +73,7 @@ def test_every_line_is_continued_once(manifest: Path, tmp_path: Path) -> None:
             "continuation": f"sentence {i}"[::-1],
         }
     assert [(example.samples, example.text) for example in read_examples(out)[0]] == [
-        (16000, line["text"]) for line in (json.loads(text) for text in out.read_text().splitlines())
+        (16000, line["text"]) for line in written(out)
     ]
     assert heard[0] == (0, 40)
     assert heard[-1] == (40, 40)
