@@ -112,7 +112,6 @@ def compare(
     folder: Path, manifest: Path | None, n: int, ways: list[str], workers: int, options: list[str]
 ) -> dict[str, dict[str, float]]:
     """Trains and measures every way that was not; with none, only makes what all of them need, and two processes can then share it."""
-    torch.set_flush_denormal(True)
     out, cache = folder / "warm-starts", folder / "cache"
     out.mkdir(exist_ok=True)
     speak(out, folder / "sentences.txt", n, workers)
@@ -146,6 +145,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
     parser.add_argument("--workers", type=int, default=2)
     args, options = parser.parse_known_args()
+    torch.set_flush_denormal(True)
     found = compare(args.folder, args.people, args.utterances, args.ways, args.workers, options)
     table = Table("", "adapter", "dev", "people")
     for name, values in found.items():
