@@ -44,7 +44,11 @@ def stages(process: subprocess.Popen[str]) -> Iterator[str]:
 def is_half_done(folder: Path, stage: str, process: subprocess.Popen[str]) -> bool:
     """Waits until the stage has done some of its work; False where the build ended before."""
     begun = time.monotonic()
-    while not any(folder.glob(HALF_DONE[stage])) if stage in HALF_DONE else time.monotonic() < begun + SECONDS:
+    while (
+        not any(found.stat().st_size for found in folder.glob(HALF_DONE[stage]))
+        if stage in HALF_DONE
+        else time.monotonic() < begun + SECONDS
+    ):
         if process.poll() is not None:
             return False
         time.sleep(0.05)
