@@ -18,9 +18,7 @@ class Piper:
 
         onnxruntime.set_seed(0)  # sounds are drawn: the same ones in a process that says the same things
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = (
-            1  # each shard has a process of its own, and a second thread does not make it quicker
-        )
+        options.intra_op_num_threads = 1  # each shard has a process of its own, and a second thread gains nothing
         network = onnxruntime.InferenceSession(str(model_path()), options, providers=["CPUExecutionProvider"])
         self._voice = PiperVoice(network, PiperConfig.from_dict(json.loads(config_path().read_bytes())))
 
