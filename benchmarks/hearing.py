@@ -27,7 +27,7 @@ from models.checkpoint import open_checkpoint
 from models.features import SAMPLE_RATE
 from models.manifest import AudioSpan
 from models.prompt import PLACE
-from service.answers.transcription import QUOTE
+from service.answers.prompting import QUOTE
 from service.audio.recordings import as_wav, read_samples
 from service.settings import ServeSettings, default_cache
 

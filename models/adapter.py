@@ -4,6 +4,7 @@ Paper section 2.2; official code: src/modeling_blsp.py and src/modeling_adapter.
 """
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +114,12 @@ class ModalityAdapter(nn.Module):
             x = torch.cat(items)
         rows = list(self.speech_ln(self.adapter(x)).split(counts))  # (n_i, llm_dim)
         return rows if self.speller is None else [self.speller(item) for item in rows]
+
+    def without_speller(self) -> "ModalityAdapter":
+        """One of the same layers, whose rows are those that the speller would get."""
+        other = copy(self)
+        other._modules = self._modules | {"speller": None}
+        return other
 
     def padded(self, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of a padded batch, before any speller, which is quicker in training.

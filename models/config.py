@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 PaddingPolicy = Literal["30s", "exact"]
 PromptFormat = Literal["blsp", "chat-template"]
@@ -63,6 +63,11 @@ class BlspConfig(BaseModel):
     """What a transcription asks the model; the speech stands at its "{speech}", or behind it."""
     transcribe_begun: str = ""
     """How the reply to that is begun; where it ends in a quotation mark, the reply ends at the next one: small LLMs repeat better so."""
+    transcribe_expecting: str = ""
+    """For an adapter that spells: what the LLM is asked without the speech, so that it expects what people say.
+
+    A transcription is then the likeliest text by what it expects and by what was heard; where this is empty, the LLM is asked for it by
+    `transcribe_instruction`. In both cases `transcribe_begun` begins the reply."""
     transcribe_seconds: float = Field(30.0, gt=0, le=30)
     """The longest piece of a recording that a transcription asks the model about at once: small LLMs repeat little better than much.
 
@@ -71,6 +76,14 @@ class BlspConfig(BaseModel):
     """What a translation into English asks the model; the speech as in a transcription."""
     padding: PaddingPolicy = "30s"
     """"30s": every window is padded to 30 s, as the official code does. "exact": only real frames are encoded."""
+
+    @model_validator(mode="after")
+    def _can_expect(self) -> "BlspConfig":
+        if self.transcribe_expecting and not (self.adapter.spelling_dim and self.transcribe_begun.endswith('"')):
+            raise ValueError(
+                "transcribe_expecting: it takes an adapter that spells (spelling_dim), and a transcribe_begun that ends in a quotation mark"
+            )
+        return self
 
     @classmethod
     def read(cls, folder: Path) -> "BlspConfig":

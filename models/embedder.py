@@ -45,6 +45,12 @@ class Embedder(nn.Module):
         """One with the same adapter, and this encoder."""
         return Embedder(encoder, self.adapter, self.padding)
 
+    def without_speller(self) -> "Embedder":
+        """One whose rows are those that the adapter's speller would get; it works by the same weights and records."""
+        other = Embedder(self.encoder, self.adapter.without_speller(), self.padding).eval()
+        other.ladder = self.ladder and self.ladder.with_adapter(other.adapter)
+        return other
+
     @property
     def device(self) -> torch.device:
         """Where the weights are and the work is done."""

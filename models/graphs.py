@@ -7,12 +7,14 @@ that it fits on. All share their buffers and one pool of memory: nothing may run
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from models.adapter import ModalityAdapter
 from models.features import HOP_LENGTH, N_SAMPLES, SAMPLE_RATE
 from models.packed import Packed, Strip
 
@@ -69,6 +71,13 @@ class Ladder:
             self._rows = torch.empty(rows, packed.llm_dim, dtype=packed.dtype, device=packed.device)
             # The longest first: the others then find room in the memory that it has taken.
             self._replay = {n: record(partial(self._work, self._strip.part(n))) for n in reversed(self._hops)}
+
+    def with_adapter(self, adapter: ModalityAdapter) -> "Ladder":
+        """One that spells as this adapter does, which is of the same layers; strips, records and lock are the same."""
+        other = copy(self)
+        other.packed = copy(self.packed)
+        other.packed.adapter = adapter
+        return other
 
     @property
     def seconds(self) -> float:

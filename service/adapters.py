@@ -31,7 +31,7 @@ def read_checkpoint(path: str, settings: ModelSettings) -> Checkpoint:
     names = ("transcribe_instruction", "translate_instruction")
     given = {name: value for name in names if (value := getattr(settings, name)) is not None}
     if "transcribe_instruction" in given:
-        given["transcribe_begun"] = ""
+        given |= {"transcribe_begun": "", "transcribe_expecting": ""}
     return replace(checkpoint, config=checkpoint.config.model_copy(update=given))
 
 

@@ -40,6 +40,7 @@ from models.prompt import Prompt
 from service import kernels
 from service.errors import ApiError, ContextTooLong, DeadlineExceeded, InvalidRequest, OptionError, Unavailable
 from service.gate.admission import current_client
+from service.guide import Guide, JointDecoding
 from service.request import running
 from service.telemetry import metrics
 
@@ -58,6 +59,8 @@ class Sampling:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     logprobs: bool = False
+    guide: Guide | None = None
+    """What the reply is held to, of an engine that `is_guided`."""
 
 
 @dataclass(frozen=True)
@@ -207,9 +210,12 @@ class Plan:
         return dtype
 
     @classmethod
-    def make(cls, model: Path, name: str, dtype: str, options: list[str], *, tools: bool = False) -> "Plan":
+    def make(
+        cls, model: Path, name: str, dtype: str, options: list[str], *, tools: bool = False, guided: bool = False
+    ) -> "Plan":
         """For the LLM in the folder `model`, called `name` in the engine's metrics; with `tools`, replies may be held to calls of them.
 
+        With `guided` they may be held to what was heard, if the options leave the LLM one token at a time.
         `options` are vLLM's engine flags. Raises OptionError for one that vLLM does not take, and what vLLM raises.
         """
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -247,6 +253,8 @@ class Plan:
             args = AsyncEngineArgs.from_cli_args(parser.parse_args(options))
         except SystemExit as error:  # argparse has printed what is wrong
             raise OptionError(f"vLLM does not take the options {' '.join(options)}") from error
+        if guided and args.speculative_config is None:
+            args.logits_processors = [*(args.logits_processors or ()), JointDecoding]
         if args.enable_lora:
             if args.lora_target_modules is not None:
                 raise OptionError("--lora-target-modules can't be set: LoRAs are for all linear layers, and no others.")
@@ -319,6 +327,11 @@ class Engine:
             await self.llm.remove_lora(self._lora.lora_int_id)
 
     @property
+    def is_guided(self) -> bool:
+        """Whether a sampling may have a guide."""
+        return JointDecoding in (self.llm.model_config.logits_processors or ())
+
+    @property
     def max_model_len(self) -> int:
         """The LLM's context, tokens."""
         return int(self.llm.model_config.max_model_len)
@@ -366,6 +379,7 @@ class Engine:
                 stop=list(sampling.stop),
                 seed=sampling.seed,
                 logprobs=0 if sampling.logprobs else None,
+                extra_args=sampling.guide and sampling.guide.told(),
                 output_kind=RequestOutputKind.DELTA,
             )
         except ValueError as error:

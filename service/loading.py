@@ -94,7 +94,9 @@ async def load(settings: ModelSettings, names: Sequence[str], progress: Progress
             self_check, checkpoint, settings.self_check, settings.self_check_agreement, device, progress
         )
     tools = settings.tool_call_parser is not None
-    plan = await asyncio.to_thread(Plan.make, checkpoint.llm, names[0], settings.dtype, settings.vllm, tools=tools)
+    guided = bool(checkpoint.config.transcribe_expecting)
+    options = (settings.dtype, settings.vllm)
+    plan = await asyncio.to_thread(Plan.make, checkpoint.llm, names[0], *options, tools=tools, guided=guided)
     progress(f"Loading encoder and adapter on {device}")
     embedder = await asyncio.to_thread(checkpoint.load_embedder, plan.dtype, device)
     own = Adapter(checkpoint, embedder)

@@ -96,12 +96,21 @@ class Model:
         speech = SpeechService(engine, conversations, prompts, names[0])
         chat = ChatService(engine, conversations, prompts, names, settings.tool_call_parser, settings.max_grammar_bytes)
         transcription = TranscriptionService(engine, prompts)
-        transcribe, translate = Task.transcribe(config), Task.translate(config)
+        transcribe, translate = Task.transcribe(config, listener), Task.translate(config, listener)
         talks = None
         if not isinstance(listener, Deaf):
+            if adapter and config.transcribe_expecting and engine.is_guided:
+                transcribe = _joined(transcribe, config.transcribe_expecting, listener, adapter)
             kept = (shared.detector, transcription, transcribe, names[0], settings.max_audio_seconds)
             talks = Talks(engine, prompts, listener, *kept)
         return cls(names, engine, adapter, listener, speech, chat, transcription, transcribe, translate, talks)
+
+
+def _joined(task: Task, expecting: str, listener: Listener, adapter: Adapter) -> Task:
+    speller = adapter.embedder.adapter.speller
+    assert speller is not None
+    unspelled = listener.with_embedder(adapter.embedder.without_speller(), adapter.load_encoder)
+    return task.joined(expecting, unspelled, speller)
 
 
 class Models:

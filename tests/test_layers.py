@@ -11,7 +11,7 @@ SOURCES = sorted([*ROOT.glob("service/**/*.py"), *ROOT.glob("models/**/*.py")])
 
 # A package on the left is imported by the files on the right and by no other.
 ONLY = {
-    "vllm": {"service/engine.py", "service/answers/chat.py"},
+    "vllm": {"service/engine.py", "service/guide.py", "service/answers/chat.py"},
     "fastapi": {
         "service/http/adapters.py",
         "service/http/app.py",
@@ -50,9 +50,10 @@ PARTS = {
     "models/manifest": {"models/features"},
     "models/prompt": {"models/config", "models/markup"},
     "models/spelling": {"models/encoder"},
+    "models/lattice": {"models/spelling"},
     "models/adapter": {"models/config", "models/encoder", "models/spelling"},
     "models/packed": {"models/config", "models/features", "models/encoder", "models/adapter"},
-    "models/graphs": {"models/features", "models/packed"},
+    "models/graphs": {"models/features", "models/adapter", "models/packed"},
     "models/embedder": {
         *("models/config", "models/features", "models/encoder", "models/adapter", "models/packed", "models/graphs"),
     },
@@ -104,7 +105,9 @@ PARTS = {
         *("service/errors", "service/request", "service/telemetry", "service/gate", "service/audio", "service/heap"),
         *("models/features", "models/encoder", "models/embedder"),
     },
+    "service/guide": {"models/lattice"},
     "service/engine": {
+        "service/guide",
         *("service/errors", "service/kernels", "service/request", "service/telemetry", "service/gate"),
         *("models/config", "models/lora", "models/prompt"),
     },
@@ -116,6 +119,9 @@ PARTS = {
             "service/audio",
             "service/listening",
             "service/engine",
+            "service/guide",
+            "models/lattice",
+            "models/spelling",
         ),
         *("models/config", "models/features", "models/prompt"),
     },

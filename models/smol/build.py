@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from models.checkpoint import fetch
 from models.config import AdapterSizes, BlspConfig
 from models.manifest import read_json_lines
-from models.smol.instructions import BEGUN, QUOTED, REPEAT, REPEAT_TOO, REPLIES
+from models.smol.instructions import BEGUN, EXPECTING, QUOTED, REPEAT, REPEAT_TOO, REPLIES
 from models.training.align import ADAPTER
 from models.weights import in_int8
 
@@ -32,7 +32,8 @@ CONFIG = BlspConfig(
     padding="exact",
     transcribe_instruction=QUOTED,
     transcribe_begun=BEGUN,
-    transcribe_seconds=7.0,
+    transcribe_expecting=EXPECTING,
+    transcribe_seconds=12.0,
     translate_instruction="Translate this into English.",
 )
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from models.config import PromptFormat
@@ -13,6 +13,7 @@ from models.prompt import Message, Prompt, PromptBuilder
 from service.errors import ContextTooLong, InvalidRequest
 
 LONG = 20_000  # characters; what is shorter takes some milliseconds, and is not worth a thread
+QUOTE = '"'
 PIECE = 64  # characters that take as long as a message or a part of one does
 
 
@@ -26,6 +27,13 @@ class Prompts:
         """No longer text fits, whatever its tokens are."""
         self._aside = replace(builder, tokenizer=deepcopy(builder.tokenizer))  # a tokenizer may be in one thread only
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prompts")
+
+    @cached_property
+    def quotes(self) -> tuple[int, ...]:
+        """The LLM's tokens that end a text in quotation marks, the mark alone in front."""
+        vocabulary = self._builder.tokenizer.get_vocab()
+        ends = [token for token in vocabulary if token.lstrip("Ġ▁.,?!").startswith(QUOTE)]
+        return tuple(vocabulary[token] for token in sorted(ends, key=lambda token: (len(token), token)))
 
     @property
     def format(self) -> PromptFormat:

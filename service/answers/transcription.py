@@ -19,17 +19,19 @@ from torch import Tensor
 from models.config import BlspConfig
 from models.features import N_SAMPLES, SAMPLE_RATE
 from models.prompt import Message, Speech, about
+from models.spelling import Speller
 from service.answers.fields import as_list
-from service.answers.prompting import Prompts
+from service.answers.joint import hear, likeliest
+from service.answers.prompting import QUOTE, Prompts
 from service.answers.segments import quietest_cut, srt, vtt
 from service.engine import Delta, Engine, Sampling, Token
-from service.listening.listener import Cut, Recording
+from service.listening.deaf import Deaf
+from service.listening.listener import Cut, Listener, Recording
 
 SPARE_TOKENS = 16  # of a piece's text, beyond three for every two rows: more than anyone says, so that an LLM which loops comes to an end
 
 LEAST_SPEECH = 0.5  # how probably somebody speaks in a piece about which a small LLM is asked
 
-QUOTE = '"'
 QUIETLY = Cut(end=quietest_cut, least_speech=0.0)  # into pieces of 30 s at most
 
 ResponseFormat: TypeAlias = Literal["json", "text", "srt", "verbose_json", "vtt"]
@@ -218,23 +220,31 @@ Shape: TypeAlias = Callable[[Transcript, TranscriptionRequest], str | dict[str, 
 class Task:
     """What the model is asked of each piece of a recording, which `cut` makes, and how its reply is begun.
 
-    A quotation mark at the end of that ends the reply, too.
+    A quotation mark at the end of that ends the reply, too. With a speller, the model is asked without the speech, and its reply is joined
+    with what was heard.
     """
 
+    listener: Listener | Deaf
+    """Who is to hear the recording."""
     instruction: str
     begun: str = ""
     cut: Cut = QUIETLY
+    speller: Speller | None = None
 
     @classmethod
-    def transcribe(cls, config: BlspConfig) -> "Task":
-        """To write down what is said."""
+    def transcribe(cls, config: BlspConfig, listener: Listener | Deaf) -> "Task":
+        """To write down what is said: the LLM repeats what it hears."""
         cut = Cut(round(config.transcribe_seconds * SAMPLE_RATE), quietest_cut, _least_speech(config))
-        return cls(config.transcribe_instruction, config.transcribe_begun, cut)
+        return cls(listener, config.transcribe_instruction, config.transcribe_begun, cut)
 
     @classmethod
-    def translate(cls, config: BlspConfig) -> "Task":
+    def translate(cls, config: BlspConfig, listener: Listener | Deaf) -> "Task":
         """To write down in English what is said."""
-        return cls(config.translate_instruction, cut=replace(QUIETLY, least_speech=_least_speech(config)))
+        return cls(listener, config.translate_instruction, cut=replace(QUIETLY, least_speech=_least_speech(config)))
+
+    def joined(self, expecting: str, listener: Listener, speller: Speller) -> "Task":
+        """The same, where the LLM is asked what it expects; `listener` hears rows before the speller."""
+        return replace(self, instruction=expecting, listener=listener, speller=speller)
 
 
 def _least_speech(config: BlspConfig) -> float:
@@ -286,14 +296,20 @@ class TranscriptionService:
         queue: asyncio.Queue[Delta | None],
     ) -> None:
         system = [Message("system", [told])] if (told := request.told()) else []
+        request_id, speller = f"transcription-{uuid.uuid4().hex}", to_do.speller
         stop = (QUOTE,) if to_do.begun.endswith(QUOTE) else ()
         likely = bool(request.include) or request.response_format == "verbose_json"
         limit = SPARE_TOKENS + 3 * len(rows) // 2
         sampling = Sampling(limit, 0, request.temperature, request.top_p, stop, request.seed, logprobs=likely)
         try:
-            asked = about(to_do.instruction, Speech(rows))
+            asked = about(to_do.instruction, Speech(rows)) if speller is None else Message("user", [to_do.instruction])
             prompt = await self._prompts.build([*system, asked], "prompt", begun=to_do.begun)
-            async with aclosing(self._engine.stream(prompt, sampling, f"transcription-{uuid.uuid4().hex}")) as deltas:
+            if speller is None:
+                deltas = self._engine.stream(prompt, sampling, request_id)
+            else:
+                lattice = await asyncio.to_thread(hear, speller, rows)
+                deltas = likeliest(self._engine, lattice, prompt, sampling, self._prompts.quotes, request_id)
+            async with aclosing(deltas):
                 async for delta in deltas:
                     piece.add(delta)
                     queue.put_nowait(delta)

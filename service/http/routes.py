@@ -160,7 +160,7 @@ async def _transcribe(request: Request, service: Service, task: Callable[[Model]
     early = _early_options(TranscriptionRequest, request, service)
 
     def hear(model: Model, file: GrowingBuffer) -> Hearing:
-        return model.listener.hear(file, task(model).cut, allow_truncated=True)
+        return task(model).listener.hear(file, task(model).cut, allow_truncated=True)
 
     model, fields, recording = await _receive(request, service, hear)
     options = early or _options(TranscriptionRequest, request, fields)

@@ -26,7 +26,8 @@ from service.answers.transcription import Shape, Task, Transcript, Transcription
 from service.audio.recordings import open_recording
 from service.engine import VLLMClientError, as_api_error
 from service.errors import ApiError, InvalidRequest, Unavailable
-from service.listening.listener import FULL, Cut, Recording
+from service.listening.deaf import Deaf
+from service.listening.listener import FULL, Cut, Listener, Recording
 from service.loading import Service
 from service.model import Model
 from service.request import begin
@@ -92,7 +93,7 @@ class Clerk:
         instruction = fields.get("instruction", self._defaults.instruction)
         request = parse_values(SpeechRequest, self._defaults.model_dump() | {"instruction": instruction})
         model = self._service.models.find(request.model)
-        recording = await self._hear_file(model, fields["audio"], "audio")
+        recording = await self._hear_file(model.listener, fields["audio"], "audio")
         reply = await last(model.speech.answer(request, recording))
         return str(reply["text"])
 
@@ -105,7 +106,7 @@ class Clerk:
         request = parse_values(SpeechRequest, _without_audio(body))
         _refuse_stream(request.stream)
         model = self._service.models.find(request.model)
-        return await last(model.speech.answer(request, await self._hear(model, body)))
+        return await last(model.speech.answer(request, await self._hear(model.listener, body)))
 
     async def _transcribe(self, body: Fields) -> Any:
         return await self._write(body, lambda model: model.transcribe, Transcript.body)
@@ -118,17 +119,17 @@ class Clerk:
         _refuse_stream(request.stream)
         model = self._service.models.find(request.model)
         to_do = task(model)
-        transcript = Transcript.of(await self._hear(model, body, to_do.cut))
+        transcript = Transcript.of(await self._hear(to_do.listener, body, to_do.cut))
         await last(model.transcription.write(request, transcript, to_do))
         return shape(transcript, request)
 
-    async def _hear(self, model: Model, body: Fields, cut: Cut = FULL) -> Recording:
+    async def _hear(self, listener: Listener | Deaf, body: Fields, cut: Cut = FULL) -> Recording:
         """The recording of a body: `file` is a path; `file_url`, as in vLLM's batch files, a data: URL."""
         if "file_url" not in body:
-            return await self._hear_file(model, body.get("file"), "file", cut)
-        return await model.listener.hear(io.BytesIO(read_data_url(body["file_url"], "file_url")), cut)
+            return await self._hear_file(listener, body.get("file"), "file", cut)
+        return await listener.hear(io.BytesIO(read_data_url(body["file_url"], "file_url")), cut)
 
-    async def _hear_file(self, model: Model, path: Any, param: str, cut: Cut = FULL) -> Recording:
+    async def _hear_file(self, listener: Listener | Deaf, path: Any, param: str, cut: Cut = FULL) -> Recording:
         if not isinstance(path, str):
             raise InvalidRequest("The path of a recording is a string.", param=param)
         try:
@@ -136,7 +137,7 @@ class Clerk:
         except (OSError, ValueError) as error:
             raise InvalidRequest(f"The recording {path!r} can't be read: {error}.", param=param) from error
         with file:
-            return await model.listener.hear(file, cut)
+            return await listener.hear(file, cut)
 
 
 def parse_line(text: bytes) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from service.audio.raw import RawDecoder, Samples, encode
 from service.engine import Engine
 from service.errors import ApiError
 from service.gate.admission import Admission, current_client
+from service.listening.deaf import Deaf
 from service.listening.listener import Listener, Recording
 from service.listening.voice import FRAME, Detector, Voice
 from service.realtime import beta
@@ -263,7 +264,7 @@ class Session:
         place = {"item_id": item.id, "content_index": index}
         kind = "conversation.item.input_audio_transcription"
         try:
-            recording = (await heard.heard()).spoken(self._talks.transcribe.cut.least_speech)
+            recording = (await self._heard(heard)).spoken(self._talks.transcribe.cut.least_speech)
             transcript = Transcript.of(recording)
             request = TranscriptionRequest(prompt=config.prompt or "", language=config.language or "")
             async for told in self._talks.transcription.write(request, transcript, self._talks.transcribe):
@@ -274,6 +275,13 @@ class Session:
         except ApiError as error:
             told = {"type": error.type, "code": error.code, "message": error.message, "param": error.param}
             self._tell(event(f"{kind}.failed", **place, error=told))
+
+    async def _heard(self, heard: Heard) -> Recording:
+        """What was said, as transcriptions hear it; answers have been heard before."""
+        recording, task = await heard.heard(), self._talks.transcribe
+        if task.speller is None or isinstance(task.listener, Deaf):
+            return recording
+        return await self._hear(await asyncio.to_thread(heard.floats), task.listener)
 
     # What is in the conversation.
 
@@ -310,10 +318,10 @@ class Session:
                 code="invalid_value",
                 param=where,
             )
-        return Heard.of(self._beside(asyncio.create_task(self._hear(samples))), samples)
+        return Heard.of(self._beside(asyncio.create_task(self._hear(samples, self._talks.listener))), samples)
 
-    async def _hear(self, samples: Samples) -> Recording:
-        utterance = Utterance(self._talks.listener.hear_samples)
+    async def _hear(self, samples: Samples, listener: Listener) -> Recording:
+        utterance = Utterance(listener.hear_samples)
         frames, probabilities = await self._talks.detector.listen(Voice(), samples)
         try:
             for frame, probability in zip(frames, probabilities, strict=True):

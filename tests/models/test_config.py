@@ -1,6 +1,7 @@
 """`config.json` in our layout."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def test_round_trip(config: BlspConfig, tmp_path: Path) -> None:
         ("padding", "10s"),
         ("prompt_format", "alpaca"),
         ("surprise", 1),
+        ("transcribe_expecting", "Say it."),
         ("llm", None),
         ("adapter.conv_kernel_sizes", [5, 4]),
         ("adapter.conv_kernel_sizes", [-1]),
@@ -52,6 +54,17 @@ def test_errors_name_the_field(field: str, value: Any, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValidationError, match=field):
         BlspConfig.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spelling_dim", "begun", "is_right"), [(8, 'It is: "', True), (0, 'It is: "', False), (8, "It is:", False)]
+)
+def test_what_is_expected_takes_an_adapter_that_spells_and_a_quotation(
+    spelling_dim: int, begun: str, is_right: bool
+) -> None:
+    asks = {"transcribe_expecting": "Say it.", "transcribe_begun": begun}
+    with nullcontext() if is_right else pytest.raises(ValidationError, match="transcribe_expecting"):
+        BlspConfig(adapter=AdapterSizes(spelling_dim=spelling_dim), **asks)
 
 
 def test_no_file(tmp_path: Path) -> None:

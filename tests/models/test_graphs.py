@@ -39,6 +39,15 @@ def ladder_of(embedder: Embedder, hops: list[int], record: Callable[[Work], Work
     )
 
 
+def spelling_embedder() -> Embedder:
+    torch.manual_seed(0)
+    embedder = random_embedder(AdapterSizes(inner_dim=16, context_layers=1, spelling_dim=32))
+    words = {f"Ġ{letter}{end}": i for i, (letter, end) in enumerate((a, b) for a in "abcdefgh" for b in "ox")}
+    assert embedder.adapter.speller is not None
+    embedder.adapter.speller.know(words, torch.randn(len(words), 64))
+    return embedder
+
+
 def test_lengths_are_at_most_an_eighth_apart() -> None:
     found = lengths(128, 48_384)
     assert found[:9] == [128 * i for i in range(1, 10)]
@@ -107,11 +116,7 @@ def test_each_windows_rows_are_memory_of_their_own() -> None:
 
 
 def test_an_adapter_that_spells_spells_behind_the_graph() -> None:
-    torch.manual_seed(0)
-    embedder = random_embedder(AdapterSizes(inner_dim=16, context_layers=1, spelling_dim=32))
-    words = {f"Ġ{letter}{end}": i for i, (letter, end) in enumerate((a, b) for a in "abcdefgh" for b in "ox")}
-    assert embedder.adapter.speller is not None
-    embedder.adapter.speller.know(words, torch.randn(len(words), 64))
+    embedder = spelling_embedder()
     sizes = [50_000, 16_000, 30_000]
     expected = [embedder.embed([noise(n)])[0] for n in sizes]
     assert len({len(rows) for rows in expected}) > 1
@@ -120,6 +125,24 @@ def test_an_adapter_that_spells_spells_behind_the_graph() -> None:
         ladder.embed([ladder.packed.prepare(noise(n)) for n in sizes], sizes), expected, strict=True
     ):
         torch.testing.assert_close(rows, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("with_ladder", [False, True])
+def test_an_embedder_without_its_speller_has_the_rows_that_it_would_get(with_ladder: bool) -> None:
+    embedder = spelling_embedder()
+    speller = embedder.adapter.speller
+    assert speller is not None
+    sizes = [50_000, 16_000]
+    spelled = [embedder.embed([noise(n)])[0] for n in sizes]
+    embedder.ladder = ladder_of(embedder, [1024]) if with_ladder else None
+    unspelled = embedder.without_speller()
+    assert (unspelled.batched_by is embedder.batched_by) is not with_ladder
+    found = unspelled.embed_prepared([unspelled.prepare(noise(n)) for n in sizes], sizes)
+    assert [len(rows) for rows in found] == [unspelled.least_rows(n) for n in sizes]
+    for rows, wanted in zip(found, spelled, strict=True):
+        torch.testing.assert_close(speller(rows), wanted, atol=1e-4, rtol=1e-4)
+    again = embedder.embed_prepared([embedder.prepare(noise(n)) for n in sizes], sizes)
+    assert [len(rows) for rows in again] == [len(rows) for rows in spelled]
 
 
 def test_an_embedder_with_a_ladder_prepares_for_it() -> None:

@@ -14,6 +14,7 @@ from service.audio.raw import Samples, encode
 from service.engine import Delta, Sampling
 from service.errors import ContextTooLong
 from service.gate.admission import Admission, Limits, Queued
+from service.listening.deaf import Deaf
 from service.listening.listener import Cut
 from service.listening.voice import FRAME, Voice
 from service.realtime.config import SessionConfig
@@ -139,7 +140,12 @@ class Talk:
     ) -> None:
         self.engine, self.prompts, self.listener = FakeEngine(), FakePrompts(), FakeListener()
         fakes: Any = (self.engine, self.prompts, self.listener, FakeDetector(), FakeTranscription())
-        talks = Talks(*fakes, transcribe=Task("Write", cut=Cut(least_speech=0.5)), model="fake", max_audio_seconds=20.0)  # type: ignore[misc]
+        talks = Talks(
+            *fakes,
+            transcribe=Task(Deaf("fake"), "Write", cut=Cut(least_speech=0.5)),
+            model="fake",
+            max_audio_seconds=20.0,
+        )  # type: ignore[misc]
         self.told: list[dict[str, Any]] = []
         admission = Admission(limits, lambda: Queued(0.0, 0))
         self.session = Session(talks, admission, config or SessionConfig(), 0, self.told.append, in_beta_form)

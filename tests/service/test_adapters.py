@@ -81,6 +81,7 @@ def test_instructions_of_the_settings_are_an_adapters_too(folder: Path, first: A
     settings = ModelSettings(cache=tmp_path, transcribe_instruction="Write it down.")
     config = load_adapter("a", str(tmp_path / "a"), settings, [first]).checkpoint.config
     assert (config.transcribe_instruction, config.transcribe_begun) == ("Write it down.", "")
+    assert config.transcribe_expecting == ""
 
 
 def no_file(folder: Path) -> None:

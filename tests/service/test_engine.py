@@ -24,6 +24,7 @@ from models.config import CheckpointError
 from service.engine import BlspLLM, Engine, Plan, _delta
 from service.errors import DeadlineExceeded, OptionError, Unavailable
 from service.gate.admission import Admission, Limits, Queued
+from service.guide import JointDecoding
 
 
 @pytest.fixture
@@ -147,6 +148,19 @@ def test_forms_of_replies_are_followed_within_limits(
     plan = Plan.make(llm_folder, "tiny", "float32", options, tools=tools)
     assert plan.config.structured_outputs_config.backend == backend
     assert plan.config.structured_outputs_config.disable_additional_properties == (backend == "guidance")
+
+
+SPECULATIVE = ["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}']
+
+
+@pytest.mark.parametrize(
+    ("options", "guided", "is_guided"), [([], False, False), ([], True, True), (SPECULATIVE, True, False)]
+)
+def test_replies_are_guided_where_the_llm_says_one_token_at_a_time(
+    llm_folder: Path, options: list[str], guided: bool, is_guided: bool
+) -> None:
+    plan = Plan.make(llm_folder, "tiny", "float32", options, guided=guided)
+    assert (plan.config.model_config.logits_processors == [JointDecoding]) is is_guided
 
 
 @pytest.mark.parametrize(

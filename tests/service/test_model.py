@@ -23,6 +23,11 @@ from service.settings import ModelSettings
 class Ears:
     """Stands in for an embedder."""
 
+    adapter = SimpleNamespace(speller=object())
+
+    def without_speller(self) -> str:
+        return "unspelled"
+
 
 class FakeListener:
     def __init__(self, embedder: object = None) -> None:
@@ -34,6 +39,8 @@ class FakeListener:
 
 class FakeEngine:
     """With the LoRA of a model that it was `tuned` for, or without; `forgotten` are those that went."""
+
+    is_guided = True
 
     def __init__(self, tuned: str | None = None, forgotten: list[str] | None = None) -> None:
         self.tuned = tuned
@@ -79,6 +86,23 @@ def test_names(several: Models) -> None:
     assert cast(Any, second.listener).embedder is second.adapter.embedder
     with pytest.raises(ModelNotFound, match="this server has 'first', '1st', 'llm', 'second'"):
         several.find("nope")
+
+
+@pytest.mark.parametrize("is_guided", [True, False])
+async def test_what_is_heard_is_joined_with_what_the_llm_expects(
+    several: Models, engine: FakeEngine, is_guided: bool
+) -> None:
+    engine.is_guided = is_guided
+    asks: dict[str, Any] = {"transcribe_expecting": "Say it.", "transcribe_begun": '"', "adapter": {"spelling_dim": 8}}
+    third = await several.add_adapter("third", adapter(**asks))
+    task = third.transcribe
+    assert (task.speller is Ears.adapter.speller) is is_guided
+    assert (task.instruction == "Say it.") is is_guided
+    assert (cast(Any, task.listener).embedder == "unspelled") is is_guided
+    assert third.talks is not None
+    assert third.talks.transcribe is task
+    assert third.talks.listener is third.translate.listener is third.listener
+    assert several.first.transcribe.speller is None
 
 
 def test_clients_that_name_openais(several: Models) -> None:

@@ -2,8 +2,9 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from openai.types.realtime import RealtimeServerEvent
@@ -16,7 +17,7 @@ from service.gate.admission import Limits
 from service.realtime.answers import MAX_ASIDE
 from service.realtime.config import SessionConfig
 from service.realtime.session import MAX_TASKS
-from tests.service.realtime_fakes import CONTEXT, Talk, sound
+from tests.service.realtime_fakes import CONTEXT, FakeListener, Talk, sound
 
 SERVER_EVENT: TypeAdapter[Any] = TypeAdapter(RealtimeServerEvent)
 A_RESPONSE = [
@@ -429,6 +430,18 @@ async def test_what_is_deleted_is_not_heard_to_its_end(talk: Talk) -> None:
     talk.listener.gate.set()
     await talk.settle()
     assert talk.listener.done == []
+
+
+async def test_transcripts_are_heard_in_their_own_way_where_there_is_one(talk: Talk) -> None:
+    ears = FakeListener()
+    talks = talk.session._talks
+    task = talks.transcribe.joined("Say it.", cast(Any, ears), cast(Any, object()))
+    talk.session._talks = replace(talks, transcribe=task)
+    await send(talk, "session.update", session={"audio": {"input": {"transcription": {}, "turn_detection": None}}})
+    await send(talk, "input_audio_buffer.append", audio=sound(0.64))
+    await send(talk, "input_audio_buffer.commit")
+    assert talk.last("conversation.item.input_audio_transcription.completed")["transcript"] == "6 rows"
+    assert ears.heard == talk.listener.heard != []
 
 
 async def test_a_transcription_session() -> None:

@@ -12,6 +12,8 @@ from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
 from vllm.inputs.engine import embeds_input
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+from vllm.v1.sample.logits_processor.interface import BatchUpdate
 
 from service.engine import VLLM_VERSION
 
@@ -58,6 +60,11 @@ def test_the_other_services_ask_it_too() -> None:
     assert "self.online_renderer.render_responses(" in inspect.getsource(OpenAIServingResponses)
     assert "self.preprocess_chat(" in inspect.getsource(OnlineRenderer.render_responses)
     assert "self.online_renderer.preprocess_chat(" in inspect.getsource(ServingTokenization.create_tokenize)
+
+
+def test_a_logits_processor_is_told_of_its_batch() -> None:
+    assert {"batch_size", "removed", "added", "moved"} <= set(inspect.signature(BatchUpdate).parameters)
+    assert {"req_entries", "batch_update", "new_state"} <= inspect.signature(process_dict_updates).parameters.keys()
 
 
 def test_prompt_embeddings_are_an_engine_option() -> None:

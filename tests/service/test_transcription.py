@@ -11,6 +11,7 @@ from models.prompt import Message, Prompt, Speech
 from service.answers.prompting import Prompts
 from service.answers.transcription import LEAST_SPEECH, Task, Transcript, TranscriptionRequest, TranscriptionService
 from service.engine import Delta, Engine, Sampling
+from service.listening.deaf import Deaf
 from service.listening.listener import Recording
 from tests.sounds import RATE
 
@@ -38,7 +39,7 @@ async def written(to_fill: Transcript, **fields: Any) -> tuple[list[dict[str, An
     asked = Asked()
     service = TranscriptionService(cast(Engine, cast(Any, asked)), cast(Prompts, cast(Any, asked)))
     request = TranscriptionRequest(**fields)
-    return [event async for event in service.write(request, to_fill, Task("Write."))], request
+    return [event async for event in service.write(request, to_fill, Task(Deaf("nobody"), "Write."))], request
 
 
 async def test_windows_without_rows_are_neither_asked_about_nor_listed() -> None:
@@ -87,6 +88,6 @@ async def test_what_is_asked_is_asked_of_every_window_with_rows() -> None:
 @pytest.mark.parametrize(("seconds", "least"), [(5.0, LEAST_SPEECH), (29.9, LEAST_SPEECH), (30.0, 0.0)])
 def test_only_small_llms_are_not_asked_about_silence(seconds: float, least: float) -> None:
     config = BlspConfig(transcribe_seconds=seconds)
-    transcribe, translate = Task.transcribe(config).cut, Task.translate(config).cut
+    transcribe, translate = Task.transcribe(config, Deaf("nobody")).cut, Task.translate(config, Deaf("nobody")).cut
     assert (transcribe.longest, transcribe.least_speech) == (round(seconds * RATE), least)
     assert (translate.longest, translate.least_speech) == (30 * RATE, least)

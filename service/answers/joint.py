@@ -1,0 +1,91 @@
+"""The likeliest text of a piece of speech, by what was heard and what the LLM expects people to say: joint decoding (service/guide.py).
+
+The engine chooses token by token, and can't go back. So it is asked several times at once, with more and less weight on what the LLM
+expects, and the text counts that has the highest score in the end.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from models.lattice import Beginning, Lattice
+from models.prompt import Prompt
+from models.spelling import Speller
+from service.engine import Delta, Engine, Sampling
+from service.guide import Guide, Taste
+from service.listening.encoders import without_helpers
+
+TASTES = (Taste(0.3, 0.5), Taste(0.5, 1.0), Taste(0.7, 1.5))
+JUDGE = TASTES[1]
+
+
+def hear(speller: Speller, rows: Tensor) -> Lattice:
+    """The lattice of rows (n, llm_dim), n > 0, before the speller; for a thread."""
+    without_helpers()
+    return Lattice.of(speller, rows.to(speller.blank.weight))
+
+
+async def likeliest(
+    engine: Engine, lattice: Lattice, prompt: Prompt, sampling: Sampling, ends: tuple[int, ...], request_id: str
+) -> AsyncGenerator[Delta, None]:
+    """The text of a lattice, as one delta: the LLM expects it after `prompt`, and one of the tokens `ends` after it.
+
+    The log-probabilities of its tokens tell how likely they were heard behind those before. Raises what `Engine.stream` raises.
+    """
+    packed = lattice.pack()
+    asked = [
+        _whole(engine, prompt, replace(sampling, logprobs=True, guide=Guide(packed, taste, ends)), f"{request_id}-{i}")
+        for i, taste in enumerate(TASTES)
+    ]
+    scored = [(reply, *_scored(lattice, reply.token_ids)) for reply in await _all(asked)]
+    best, _, heard = max(scored, key=lambda item: _judged(item[0], item[1]))
+    tokens = [replace(token, logprob=logprob) for token, logprob in zip(best.tokens, heard, strict=False)]
+    yield replace(best, tokens=tokens, logprob=sum(heard))
+
+
+async def _all(asked: Sequence[Coroutine[Any, Any, Delta]]) -> list[Delta]:
+    """All replies; where one fails, its error, and the others are aborted."""
+    tasks = [asyncio.create_task(reply) for reply in asked]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _whole(engine: Engine, prompt: Prompt, sampling: Sampling, request_id: str) -> Delta:
+    """All deltas of a reply in one."""
+    deltas: list[Delta] = []
+    async with aclosing(engine.stream(prompt, sampling, request_id)) as stream:
+        async for delta in stream:
+            deltas.append(delta)
+    return replace(
+        deltas[-1],
+        text="".join(delta.text for delta in deltas),
+        token_ids=[token for delta in deltas for token in delta.token_ids],
+        logprob=sum(delta.logprob for delta in deltas),
+        tokens=[token for delta in deltas for token in delta.tokens],
+    )
+
+
+def _scored(lattice: Lattice, token_ids: Sequence[int]) -> tuple[float, list[float]]:
+    """The logarithm of the probability that a text was heard, and those of its tokens behind those before."""
+    places = {token: place for place, token in enumerate(lattice.tokens.tolist())}
+    beginning, so_far = Beginning(lattice), 0.0
+    heard = []
+    for token in token_ids:
+        if token in places:  # else it is the end
+            likely = float(beginning.longer()[places[token]])
+            heard.append(likely - so_far)
+            so_far = likely
+            beginning.add(places[token])
+    return beginning.whole(), heard
+
+
+def _judged(reply: Delta, heard: float) -> float:
+    return heard + JUDGE.expected * reply.logprob + JUDGE.longer * len(reply.tokens)

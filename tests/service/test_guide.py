@@ -1,0 +1,129 @@
+"""Which tokens may follow where a reply is held to what was heard."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from vllm.sampling_params import SamplingParams
+from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
+
+from models.lattice import Lattice
+from service.guide import Choice, Guide, JointDecoding, Taste
+
+VOCABULARY = 40
+CAT, CAP, SAT, QUOTE, STOP_QUOTE = 3, 8, 21, 5, 6
+EVEN = Taste(0.0, 0.0)
+
+
+def heard(*moments: dict[int, float]) -> Lattice:
+    """At each moment so much of each token, the rest a blank."""
+    tokens = sorted({token for moment in moments for token in moment})
+    blank = torch.tensor([1 - sum(moment.values()) for moment in moments]).log()
+    scores = torch.tensor([[moment.get(token, 0.0) for token in tokens] for moment in moments]).log()
+    return Lattice(torch.tensor(tokens), blank, scores)
+
+
+CAT_SAT = heard({CAT: 0.6, CAP: 0.3}, {CAT: 0.1}, {SAT: 0.9})
+
+
+def guide(taste: Taste = EVEN, lattice: Lattice = CAT_SAT) -> Guide:
+    return Guide(lattice.pack(), taste, (QUOTE, STOP_QUOTE))
+
+
+def a_reply(taste: Taste, logits: Tensor, lattice: Lattice = CAT_SAT) -> list[int]:
+    """Greedy, up to its end, by an LLM whose logits are always the same."""
+    processor = JointDecoding(None, torch.device("cpu"), False)
+    said: list[int] = []
+    parameters = SamplingParams(extra_args=guide(taste, lattice).told())
+    processor.update_state(BatchUpdate(1, removed=[], added=[(0, parameters, None, said)], moved=[]))
+    while not said or said[-1] != QUOTE:
+        said.append(int(processor.apply(logits[None].clone())[0].argmax()))
+        processor.update_state(None)
+    return said[:-1]
+
+
+def liking(**logits: float) -> Tensor:
+    found = torch.zeros(VOCABULARY)
+    for name, value in logits.items():
+        found[globals()[name]] = value
+    return found
+
+
+def test_what_was_heard_is_said() -> None:
+    assert a_reply(EVEN, liking()) == [CAT, SAT]
+
+
+def test_what_the_llm_expects_counts_as_much_as_it_is_weighed() -> None:
+    assert a_reply(Taste(0.1, 1.0), liking(CAP=2.0)) == [CAT, SAT]
+    assert a_reply(Taste(1.0, 4.0), liking(CAP=2.0)) == [CAP, SAT]
+
+
+def test_nothing_is_said_that_was_not_heard() -> None:
+    logits = liking()
+    logits[33] = 1000.0
+    assert a_reply(Taste(0.01, 1.0), logits) == [CAT, SAT]
+
+
+def test_a_text_may_be_longer_where_that_is_liked() -> None:
+    doubtful = heard({CAT: 0.9}, {SAT: 0.3})
+    assert a_reply(EVEN, liking(), doubtful) == [CAT]
+    assert a_reply(Taste(0.0, 1.0), liking(), doubtful) == [CAT, SAT]
+
+
+def test_all_that_the_llm_may_end_with_counts_as_an_end() -> None:
+    doubtful = heard({CAT: 0.9}, {SAT: 0.5})
+    assert a_reply(Taste(1.0, 1.0), liking(), doubtful) == [CAT, SAT]
+    assert a_reply(Taste(1.0, 1.0), liking(STOP_QUOTE=2.0), doubtful) == [CAT]
+
+
+def test_scores_are_those_of_both() -> None:
+    choice = Choice(guide(Taste(0.5, 2.0)), [CAT], torch.device("cpu"))
+    assert choice.tokens.tolist() == [CAT, CAP, SAT, QUOTE]
+    expected = choice.expected(torch.zeros(VOCABULARY))
+    likely = math.log(1 / VOCABULARY)
+    assert expected.tolist() == pytest.approx([likely, likely, likely, likely + math.log(2)])
+    follows = choice.scores(expected)[
+        2
+    ]  # SAT behind CAT: heard at the first moment or the second, and 0.9 of SAT at the third
+    heard_so = 0.6 * 0.1 + 0.6 * 0.9 + 0.1 * 0.1
+    assert follows == pytest.approx(math.log(heard_so * 0.9) + 2.0 + 0.5 * likely, abs=1e-5)
+
+
+def test_it_begins_anew_behind_what_was_said() -> None:
+    """A request that vLLM has put aside comes back with its text."""
+    fresh, back = Choice(guide(), [], torch.device("cpu")), Choice(guide(), [CAT], torch.device("cpu"))
+    expected = torch.zeros(4)
+    fresh.scores(expected)
+    fresh._said.append(CAT)
+    assert fresh.scores(expected).tolist() == back.scores(expected).tolist()
+
+
+def test_others_in_the_batch_are_left_alone_wherever_they_move() -> None:
+    processor = JointDecoding(None, torch.device("cpu"), False)
+    assert not processor.is_argmax_invariant()
+    plain, guided = SamplingParams(), SamplingParams(extra_args=guide().told())
+    logits = torch.zeros(2, VOCABULARY)
+    assert processor.apply(logits) is logits
+    processor.update_state(BatchUpdate(2, removed=[], added=[(0, plain, None, []), (1, guided, None, [])], moved=[]))
+    found = processor.apply(logits.clone())
+    assert found[0].equal(logits[0])
+    assert found[1].isfinite().nonzero()[:, 0].tolist() == sorted([CAT, CAP, SAT, QUOTE])
+    processor.update_state(BatchUpdate(2, removed=[], added=[], moved=[(0, 1, MoveDirectionality.SWAP)]))
+    found = processor.apply(logits.clone())
+    assert found[0].isfinite().sum() == 4
+    assert found[1].equal(logits[1])
+    processor.update_state(BatchUpdate(1, removed=[0], added=[], moved=[]))
+    assert processor.apply(logits.clone()).equal(logits)
+
+
+@pytest.mark.parametrize(
+    "told", [None, {}, {"blsp_heard": "text"}, {"blsp_heard": [1, 2], "blsp_taste": 3}, {"x": b""}]
+)
+def test_what_clients_may_say_is_no_guide(told: dict[str, object] | None) -> None:
+    """JSON has no bytes, and `vllm_xargs` are JSON."""
+    assert Guide.of(told) is None
+
+
+def test_a_guide_goes_to_the_engine_and_back() -> None:
+    assert Guide.of(guide(Taste(0.25, 1.5)).told()) == guide(Taste(0.25, 1.5))

@@ -1,0 +1,115 @@
+"""The likeliest of several texts of one piece of speech."""
+
+import math
+from collections.abc import AsyncGenerator
+from typing import Any, cast
+
+import pytest
+import torch
+
+from models.lattice import Lattice
+from models.prompt import Prompt
+from models.spelling import Speller
+from service.answers.joint import JUDGE, TASTES, hear, likeliest
+from service.engine import Delta, Engine, Sampling, Token
+
+PROMPT = Prompt([1, 2], [True, True], torch.zeros(2, 16))
+QUOTES = (9,)
+
+
+@pytest.fixture
+def speller() -> Speller:
+    torch.manual_seed(0)
+    speller = Speller(16, 8)
+    words = [f"{a}{b}" for a in "bcd" for b in "aei"]
+    speller.know({word: i for i, word in enumerate(words)}, torch.randn(len(words), 16))
+    speller.query.weight.data *= 40
+    return speller.eval()
+
+
+class Replies:
+    """Stands in for the engine: of each taste, what it is to say, and how likely the LLM finds each token of that."""
+
+    def __init__(self, *replies: tuple[list[int], float]) -> None:
+        self._replies = dict(zip(TASTES, replies, strict=True))
+        self.asked: list[tuple[Prompt, Sampling, str]] = []
+        self.closed = 0
+
+    async def stream(self, prompt: Prompt, sampling: Sampling, request_id: str) -> AsyncGenerator[Delta, None]:
+        self.asked.append((prompt, sampling, request_id))
+        assert sampling.guide is not None
+        tokens, likely = self._replies[sampling.guide.taste]
+        try:
+            for token in [*tokens, *QUOTES]:
+                said = [] if token in QUOTES else [Token(f" {token}", likely)]
+                end = "stop" if token in QUOTES else None
+                text = "" if token in QUOTES else f" {token}"
+                yield Delta(text, [token], end, len(prompt.token_ids), 0, likely, said)
+        finally:
+            self.closed += 1
+
+
+async def chosen(speller: Speller, rows: torch.Tensor, replies: Replies) -> Delta:
+    engine = cast(Engine, cast(Any, replies))
+    deltas = likeliest(engine, hear(speller, rows), PROMPT, Sampling(20), QUOTES, "one")
+    (delta,) = [delta async for delta in deltas]
+    return delta
+
+
+def heard(speller: Speller, rows: torch.Tensor) -> list[int]:
+    """What is heard in so many rows, which are nearly one token each."""
+    lattice = Lattice.of(speller, rows)
+    return [int(lattice.tokens[place]) for place in lattice.scores.argmax(-1)]
+
+
+async def test_the_text_counts_that_both_find_likely(speller: Speller) -> None:
+    rows = torch.randn(3, 16)
+    right = list(dict.fromkeys(heard(speller, rows)))
+    wrong = right[::-1] if len(right) > 1 else []
+    assert (await chosen(speller, rows, Replies((wrong, -1), (right, -1), (wrong, -1)))).token_ids == [*right, 9]
+    assert (await chosen(speller, rows, Replies((right, -1), (wrong, -1), (wrong, -1)))).token_ids == [*right, 9]
+    unlikely = await chosen(speller, rows, Replies((right, -1000), (wrong, -1), (wrong, -1)))
+    assert unlikely.token_ids == [*wrong, 9]
+
+
+async def test_it_is_one_delta_that_says_how_likely_each_token_was_heard(speller: Speller) -> None:
+    rows = torch.randn(3, 16)
+    right = list(dict.fromkeys(heard(speller, rows)))
+    replies = Replies((right, -1.0), (right, -1.0), (right, -1.0))
+    delta = await chosen(speller, rows, replies)
+    assert delta.text == "".join(f" {token}" for token in right)
+    assert (delta.finish_reason, delta.prompt_tokens) == ("stop", 2)
+    assert [token.text for token in delta.tokens] == [f" {token}" for token in right]
+    assert all(token.logprob <= 1e-9 for token in delta.tokens)
+    assert delta.logprob == pytest.approx(sum(token.logprob for token in delta.tokens))
+    assert not any(token.logprob == -1.0 for token in delta.tokens)
+    first = Lattice.of(speller, rows)
+    begins = first.scores[:, first.tokens.tolist().index(right[0])].exp().double()
+    silent = torch.cat([torch.ones(1), first.blank.exp()[:-1].cumprod(0)]).double()
+    assert delta.tokens[0].logprob == pytest.approx(math.log((silent * begins).sum()), abs=1e-4)
+
+
+async def test_each_taste_is_asked_once_with_the_same_lattice(speller: Speller) -> None:
+    rows = torch.randn(2, 16)
+    replies = Replies(([], -1), ([], -1), ([], -1))
+    await chosen(speller, rows, replies)
+    guides = [sampling.guide for _, sampling, _ in replies.asked]
+    assert [guide and guide.taste for guide in guides] == list(TASTES)
+    assert {guide and guide.lattice for guide in guides} == {Lattice.of(speller, rows).pack()}
+    assert len({request_id for _, _, request_id in replies.asked}) == replies.closed == len(TASTES)
+    assert all(sampling.logprobs and sampling.max_tokens == 20 for _, sampling, _ in replies.asked)
+    assert JUDGE in TASTES
+
+
+async def test_an_error_of_one_ends_all(speller: Speller) -> None:
+    class Dead(Replies):
+        async def stream(self, prompt: Prompt, sampling: Sampling, request_id: str) -> AsyncGenerator[Delta, None]:
+            if self.asked:
+                raise KeyError("dead")
+            async for delta in super().stream(prompt, sampling, request_id):
+                yield delta
+
+    replies = Dead(([1], -1), ([1], -1), ([1], -1))
+    with pytest.raises(KeyError, match="dead"):
+        await chosen(speller, torch.randn(2, 16), replies)
+    assert replies.closed == 1
