@@ -34,7 +34,8 @@ async def likeliest(
 ) -> AsyncGenerator[Delta, None]:
     """The text of a lattice, as one delta: the LLM expects it after `prompt`, and one of the tokens `ends` after it.
 
-    The log-probabilities of its tokens tell how likely they were heard behind those before. Raises what `Engine.stream` raises.
+    The log-probabilities of its tokens tell how likely they were heard behind those before; moments count as tokens of the prompt.
+    Raises what `Engine.stream` raises.
     """
     packed = lattice.pack()
     asked = [
@@ -44,7 +45,8 @@ async def likeliest(
     scored = [(reply, *_scored(lattice, reply.token_ids)) for reply in await _all(asked)]
     best, _, heard = max(scored, key=lambda item: _judged(item[0], item[1]))
     tokens = [replace(token, logprob=logprob) for token, logprob in zip(best.tokens, heard, strict=False)]
-    yield replace(best, tokens=tokens, logprob=sum(heard))
+    read = best.prompt_tokens + len(lattice.blank)
+    yield replace(best, tokens=tokens, logprob=sum(heard), prompt_tokens=read)
 
 
 async def _all(asked: Sequence[Coroutine[Any, Any, Delta]]) -> list[Delta]:

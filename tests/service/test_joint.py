@@ -78,7 +78,7 @@ async def test_it_is_one_delta_that_says_how_likely_each_token_was_heard(speller
     replies = Replies((right, -1.0), (right, -1.0), (right, -1.0))
     delta = await chosen(speller, rows, replies)
     assert delta.text == "".join(f" {token}" for token in right)
-    assert (delta.finish_reason, delta.prompt_tokens) == ("stop", 2)
+    assert (delta.finish_reason, delta.prompt_tokens) == ("stop", 2 + len(rows))
     assert [token.text for token in delta.tokens] == [f" {token}" for token in right]
     assert all(token.logprob <= 1e-9 for token in delta.tokens)
     assert delta.logprob == pytest.approx(sum(token.logprob for token in delta.tokens))

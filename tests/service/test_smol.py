@@ -66,6 +66,21 @@ def test_it_writes_down_what_people_say(smol: Server, client: openai.OpenAI, sam
     assert wer < 50, list(zip(written, said, strict=True))
 
 
+def test_what_it_writes_down_was_heard(smol: Server, samples: list[Sample]) -> None:
+    """Each token has how likely it was heard, also where what may be said leads the LLM to expect another; usage counts both."""
+    (said,) = [sample for sample in samples if sample["file"] == "coffee.flac"]
+    fields = {"response_format": "verbose_json", "include[]": "logprobs", "prompt": "Zebras. Zebras everywhere."}
+    with smol.client() as http:
+        files = {"file": (SAMPLES / said["file"]).read_bytes()}
+        written = http.post("/v1/audio/transcriptions", files=files, data=fields).json()
+        usage = http.post("/v1/audio/transcriptions", files=files).json()["usage"]
+    assert "zebra" not in written["text"].lower()
+    assert "".join(token["token"] for token in written["logprobs"]).split() == written["text"].split()
+    assert all(token["logprob"] <= 0 for token in written["logprobs"])
+    assert min(usage["input_token_details"].values()) > 0
+    assert usage["input_tokens"] == sum(usage["input_token_details"].values())
+
+
 def test_silence_is_not_written_down(smol: Server, client: openai.OpenAI) -> None:
     """Neither around what is said nor where nothing is."""
     with (SAMPLES / "coffee.flac").open("rb") as file:
