@@ -69,7 +69,7 @@ class BlspConfig(BaseModel):
     A transcription is then the likeliest text by what it expects and by what was heard; where this is empty, the LLM is asked for it by
     `transcribe_instruction`. In both cases `transcribe_begun` begins the reply."""
     transcribe_seconds: float = Field(30.0, gt=0, le=30)
-    """The longest piece of a recording that a transcription asks the model about at once: small LLMs repeat little better than much.
+    """The longest piece of a recording that the model is to repeat at once: small LLMs repeat little better than much.
 
     Below 30, the model is not asked about pieces in which nobody speaks: small LLMs make up a text then."""
     translate_instruction: str = "Please translate the following audio into English text."

@@ -6,6 +6,7 @@ Mixed prompts are vLLM's `embeds_input` with `is_token_ids`: rows where speech s
 
 import asyncio
 import itertools
+import logging
 import math
 import os
 import time
@@ -43,6 +44,8 @@ from service.gate.admission import current_client
 from service.guide import Guide, JointDecoding
 from service.request import running
 from service.telemetry import metrics
+
+log = logging.getLogger(__name__)
 
 VLLM_VERSION: str = vllm.__version__
 EMPTY_LORAS = 1  # places for LoRAs on a CPU in which there is none
@@ -215,7 +218,7 @@ class Plan:
     ) -> "Plan":
         """For the LLM in the folder `model`, called `name` in the engine's metrics; with `tools`, replies may be held to calls of them.
 
-        With `guided` they may be held to what was heard, if the options leave the LLM one token at a time.
+        With `guided` they may be held to what was heard, if vLLM can do that as the options have it; else the log says why not.
         `options` are vLLM's engine flags. Raises OptionError for one that vLLM does not take, and what vLLM raises.
         """
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -253,8 +256,6 @@ class Plan:
             args = AsyncEngineArgs.from_cli_args(parser.parse_args(options))
         except SystemExit as error:  # argparse has printed what is wrong
             raise OptionError(f"vLLM does not take the options {' '.join(options)}") from error
-        if guided and args.speculative_config is None:
-            args.logits_processors = [*(args.logits_processors or ()), JointDecoding]
         if args.enable_lora:
             if args.lora_target_modules is not None:
                 raise OptionError("--lora-target-modules can't be set: LoRAs are for all linear layers, and no others.")
@@ -265,9 +266,27 @@ class Plan:
             args.max_loras += EMPTY_LORAS
             args.max_cpu_loras = max(args.max_loras, args.max_cpu_loras or 0)
         try:
-            return cls(args.create_engine_config(UsageContext.ENGINE_CONTEXT), not args.disable_log_stats)
+            config = args.create_engine_config(UsageContext.ENGINE_CONTEXT)
         except ValidationError as error:  # of vLLM's configuration
             raise OptionError("; ".join(item["msg"] for item in error.errors())) from error
+        if guided and can_guide(config):
+            config.model_config.logits_processors = [*(config.model_config.logits_processors or ()), JointDecoding]
+        return cls(config, not args.disable_log_stats)
+
+
+def can_guide(config: VllmConfig) -> bool:
+    """Whether an engine with these options takes a JointDecoding; the log says why not.
+
+    vLLM 0.32's second model runner, which GPUs have, knows processors of another kind.
+    """
+    if config.speculative_config is not None:
+        reason = "with speculative decoding, replies can't be held to what was heard"
+    elif config.use_v2_model_runner:
+        reason = "vLLM's Model Runner V2 can't hold replies to what was heard; VLLM_USE_V2_MODEL_RUNNER=0 takes the first one"
+    else:
+        return True
+    log.warning("Transcriptions are what the LLM repeats: %s.", reason)
+    return False
 
 
 class Engine:

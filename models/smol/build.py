@@ -33,7 +33,7 @@ CONFIG = BlspConfig(
     transcribe_instruction=QUOTED,
     transcribe_begun=BEGUN,
     transcribe_expecting=EXPECTING,
-    transcribe_seconds=12.0,
+    transcribe_seconds=7.0,
     translate_instruction="Translate this into English.",
 )
 

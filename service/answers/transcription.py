@@ -32,6 +32,8 @@ SPARE_TOKENS = 16  # of a piece's text, beyond three for every two rows: more th
 
 LEAST_SPEECH = 0.5  # how probably somebody speaks in a piece about which a small LLM is asked
 
+JOINT_SECONDS = 12.0  # of a piece that is decoded jointly, at most (models/smol/LOG.md)
+
 QUIETLY = Cut(end=quietest_cut, least_speech=0.0)  # into pieces of 30 s at most
 
 ResponseFormat: TypeAlias = Literal["json", "text", "srt", "verbose_json", "vtt"]
@@ -244,7 +246,8 @@ class Task:
 
     def joined(self, expecting: str, listener: Listener, speller: Speller) -> "Task":
         """The same, where the LLM is asked what it expects; `listener` hears rows before the speller."""
-        return replace(self, instruction=expecting, listener=listener, speller=speller)
+        cut = replace(self.cut, longest=round(JOINT_SECONDS * SAMPLE_RATE))
+        return replace(self, instruction=expecting, listener=listener, cut=cut, speller=speller)
 
 
 def _least_speech(config: BlspConfig) -> float:

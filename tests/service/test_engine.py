@@ -18,10 +18,11 @@ from vllm.lora.request import LoRARequest
 from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
 
 from models.checkpoint import open_checkpoint
 from models.config import CheckpointError
-from service.engine import BlspLLM, Engine, Plan, _delta
+from service.engine import BlspLLM, Engine, Plan, _delta, can_guide
 from service.errors import DeadlineExceeded, OptionError, Unavailable
 from service.gate.admission import Admission, Limits, Queued
 from service.guide import JointDecoding
@@ -161,6 +162,15 @@ def test_replies_are_guided_where_the_llm_says_one_token_at_a_time(
 ) -> None:
     plan = Plan.make(llm_folder, "tiny", "float32", options, guided=guided)
     assert (plan.config.model_config.logits_processors == [JointDecoding]) is is_guided
+
+
+def test_the_second_model_runner_knows_no_such_guides(llm_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = Plan.make(llm_folder, "tiny", "float32", []).config
+    assert can_guide(config)
+    assert not issubclass(JointDecoding, V2LogitsProcessor)
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+    assert not can_guide(config)
+    assert "VLLM_USE_V2_MODEL_RUNNER=0" in caplog.text
 
 
 @pytest.mark.parametrize(

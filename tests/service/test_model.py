@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from models.config import BlspConfig, CheckpointError
+from models.features import SAMPLE_RATE
 from service import model as models
 from service.adapters import Adapter
 from service.errors import InvalidRequest, ModelNotFound, NameTaken
@@ -93,12 +94,18 @@ async def test_what_is_heard_is_joined_with_what_the_llm_expects(
     several: Models, engine: FakeEngine, is_guided: bool
 ) -> None:
     engine.is_guided = is_guided
-    asks: dict[str, Any] = {"transcribe_expecting": "Say it.", "transcribe_begun": '"', "adapter": {"spelling_dim": 8}}
+    asks: dict[str, Any] = {
+        "transcribe_expecting": "Say it.",
+        "transcribe_begun": '"',
+        "transcribe_seconds": 7,
+        "adapter": {"spelling_dim": 8},
+    }
     third = await several.add_adapter("third", adapter(**asks))
     task = third.transcribe
     assert (task.speller is Ears.adapter.speller) is is_guided
     assert (task.instruction == "Say it.") is is_guided
     assert (cast(Any, task.listener).embedder == "unspelled") is is_guided
+    assert task.cut.longest == (12 if is_guided else 7) * SAMPLE_RATE
     assert third.talks is not None
     assert third.talks.transcribe is task
     assert third.talks.listener is third.translate.listener is third.listener
