@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from models.training.arguments import last_checkpoint
 from models.training.batches import LengthSampler
@@ -28,10 +29,16 @@ class LengthTrainer(Trainer):  # type: ignore[misc]
 def run(trainer: Trainer) -> None:
     """Trains, from the last checkpoint in the output folder if there is one; leaves the model, its logs and `loss.png` there.
 
-    Ends what connects the processes of the run.
+    A run that has taken all its steps takes no more. Ends what connects the processes of the run.
     """
     out = Path(trainer.args.output_dir)
-    trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    last = last_checkpoint(out)
+    state = None if last is None else TrainerState.load_from_json(str(Path(last) / TRAINER_STATE_NAME))
+    if last is not None and state is not None and 0 < trainer.args.max_steps <= state.global_step:
+        trainer._load_from_checkpoint(last)  # from here, Trainer would take one step before it looks how many there are
+        trainer.state = state
+    else:
+        trainer.train(resume_from_checkpoint=last)
     trainer.save_model()
     if trainer.is_world_process_zero():
         trainer.save_state()

@@ -80,6 +80,19 @@ def test_the_loss_falls(finished: AlignmentTrainer) -> None:
     assert sum(losses[-2:]) < sum(losses[:2]) - 0.3  # two steps are an epoch
 
 
+def test_a_run_that_is_done_takes_no_step_more(checkpoint: Checkpoint, examples: list[Example], tmp_path: Path) -> None:
+    """Hugging Face's Trainer would take one, in the midst of an epoch."""
+    run(checkpoint, examples, tmp_path, "--max_steps=3")
+    before = adapter(tmp_path)
+    (tmp_path / "adapter.safetensors").unlink()  # as if it were killed before it wrote that
+    again = run(checkpoint, examples, tmp_path, "--max_steps=3")
+    assert again.state.global_step == 3
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+    for name, weight in adapter(tmp_path).items():
+        assert torch.equal(weight, before[name]), name
+    assert run(checkpoint, examples, tmp_path, "--max_steps=5").state.global_step == 5
+
+
 def test_only_what_is_trained_is_saved(checkpoint: Checkpoint, finished: AlignmentTrainer) -> None:
     out = Path(finished.args.output_dir)
     before = adapter(checkpoint.folder)
