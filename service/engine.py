@@ -1,6 +1,7 @@
 """The vLLM engine: prompts in, tokens out.
 
-With `service/answers/chat.py` this is all that imports vLLM, and it stands on internals of vLLM 0.32.0 (see tests/service/test_seam.py).
+With `service/guide.py` and `service/answers/chat.py` this is all that imports vLLM, and it stands on internals of vLLM 0.32.0 (see
+tests/service/test_seam.py).
 Mixed prompts are vLLM's `embeds_input` with `is_token_ids`: rows where speech stands, token ids elsewhere.
 """
 
