@@ -131,7 +131,7 @@ def compare(
     heard = asked(folder, workers)
     replies(folder, start, cache, n)
     (new := folder / "new").mkdir(exist_ok=True)
-    CONFIG.model_copy(update={"adapter": PUBLISHED}).write(new)
+    CONFIG.model_copy(update={"adapter": PUBLISHED, "transcribe_expecting": ""}).write(new)
     found: dict[str, dict[str, float]] = {}
     written: dict[tuple[str, int], list[str]] = {}
     ways: dict[str, Way | None] = {"start": None, **WAYS}
