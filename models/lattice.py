@@ -75,7 +75,7 @@ class Beginning:
 
     def add(self, token: int) -> None:
         """The token follows."""
-        before, scores = self._before(token), self._scores[:, token]
+        before, scores = self._before()[:, token], self._scores[:, token]
         # At a moment in the token, it begins, or goes on: a recurrence that is a sum, of which the products so far are taken out.
         said = scores.cumsum()
         self._in_token = said + np.logaddexp.accumulate(before - _earlier(said, 0.0))
@@ -83,13 +83,11 @@ class Beginning:
         self._over = silent + np.logaddexp.accumulate(_earlier(self._in_token, -np.inf) - _earlier(silent, 0.0))
         self._last = token
 
-    def _before(self, token: int | None = None) -> Scores:
-        """That a new token may begin at each moment (T, 1): the text so far is over. The same token needs a blank between; (T,) of one."""
-        over = np.logaddexp(self._over, self._in_token)
+    def _before(self) -> Scores:
+        """That each token (T, C) may begin at each moment: the text so far is over, behind its last token by a blank for the same one."""
         first = 0.0 if self._last is None else -np.inf
-        if token is not None:
-            return _earlier(self._over if token == self._last else over, first)
-        before = np.repeat(_earlier(over, first)[:, None], self._scores.shape[1], axis=1)
+        over = _earlier(np.logaddexp(self._over, self._in_token), first)
+        before = np.repeat(over[:, None], self._scores.shape[1], axis=1)
         if self._last is not None:
             before[:, self._last] = _earlier(self._over, first)
         return before

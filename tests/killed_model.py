@@ -1,4 +1,4 @@
-"""`make killed-model`: a tiny model whose build is killed in each stage, and begun again, has all files of a build that was not.
+"""`make killed-model`: a tiny model whose build is killed in each stage, and begun again, has the files of one that was not.
 
 Needs what `make model` needs. The stages are those of models/smol/build.py; of the ten that write replies, the first is killed.
 """
@@ -28,8 +28,8 @@ HALF_DONE = {
 """What a stage has written when it is killed; of others nothing is left, and they are killed after `SECONDS`."""
 SECONDS = 5.0
 PARTS = (
-    *("sentences*.txt", "train/*.wav", "spare/*.wav", "dev/*.wav", f"warm/{ADAPTER}", "replies/*.jsonl"),
-    *(f"aligned/{ADAPTER}", f"checkpoint/{ADAPTER}"),
+    *("sentences*.txt", "train/*.wav", "spare/*.wav", "dev/*.wav"),
+    *(f"warm/{ADAPTER}", "replies/*.jsonl", f"aligned/{ADAPTER}"),
 )
 """What is compared, in the order in which one follows from the other."""
 

@@ -107,6 +107,7 @@ GUARDS: dict[str, dict[str, str]] = {
     },
     "models": {
         "adapter": "models/adapter models/spelling models/random_init",
+        "lattice": "models/lattice",
         "spelling": "models/spelling models/adapter",
     },
     "models/training": {

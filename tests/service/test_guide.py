@@ -83,9 +83,8 @@ def test_scores_are_those_of_both() -> None:
     expected = choice.expected(torch.zeros(VOCABULARY))
     likely = math.log(1 / VOCABULARY)
     assert expected.tolist() == pytest.approx([likely, likely, likely, likely + math.log(2)])
-    follows = choice.scores(expected)[
-        2
-    ]  # SAT behind CAT: heard at the first moment or the second, and 0.9 of SAT at the third
+    # SAT behind CAT: that was heard at the first moment or the second, and at the third there is 0.9 of SAT.
+    follows = choice.scores(expected)[2]
     heard_so = 0.6 * 0.1 + 0.6 * 0.9 + 0.1 * 0.1
     assert follows == pytest.approx(math.log(heard_so * 0.9) + 2.0 + 0.5 * likely, abs=1e-5)
 
