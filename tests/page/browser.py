@@ -90,8 +90,8 @@ def drop(page: Page, name: str, data: bytes) -> None:
 
 
 def choose(page: Page, task: str) -> None:
-    """Chooses what to do with the recording."""
-    page.get_by_label(task, exact=True).check()
+    """Chooses what to do with the recording, by the keyboard: while turns come in, the page scrolls, and a click may miss."""
+    page.get_by_label(task, exact=True).press("Space")
 
 
 def ask(page: Page) -> Locator:
