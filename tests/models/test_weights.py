@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models import weights
 from models.config import CheckpointError
-from models.weights import ShardWriter, have_same_weights, in_int8, load_strict, read_tensors, weight_files
+from models.weights import ShardWriter, have_same_weights, in_int4, in_int8, load_strict, read_tensors, weight_files
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
 
@@ -74,6 +74,28 @@ class TestReadTensors:
             assert (((read[name] - matrix).abs().flatten(1).amax(1)) <= step * 0.501).all()
         assert not read["zero"].any()
         assert read["bias"].dtype == torch.bfloat16
+
+    def test_four_bits(self, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        loud = 10.0 ** torch.arange(-2, 3)[:, None]
+        matrices = {"a": torch.randn(5, 64) * loud, "conv": torch.randn(2, 32, 3)}
+        save_file(
+            in_int4({**matrices, "zero": torch.zeros(2, 32), "odd": torch.ones(2, 33)}), tmp_path / "a.safetensors"
+        )
+        read = dict(read_tensors(tmp_path))
+        assert sorted(read) == ["a", "conv", "odd", "zero"]
+        for name, matrix in matrices.items():
+            assert (
+                (read[name] - matrix).norm(dim=1) <= 0.15 * matrix.norm(dim=1)
+            ).all()  # each group has its own scale
+        assert not read["zero"].any()
+        torch.testing.assert_close(read["odd"], torch.ones(2, 33))
+
+    def test_four_bits_read_back_what_they_hold(self, tmp_path: Path) -> None:
+        numbers = torch.arange(32).float().remainder(16) - 8  # all that there are
+        save_file(in_int4({"a": torch.stack([numbers, numbers / 2])}), tmp_path / "a.safetensors")
+        assert dict(read_tensors(tmp_path))["a"].tolist() == [numbers.tolist(), (numbers / 2).tolist()]
+        assert (tmp_path / "a.safetensors").stat().st_size < 400
 
     def test_eight_bits_without_their_scale_are_refused(self, tmp_path: Path) -> None:
         save_file({"a": torch.ones(2, 2, dtype=torch.int8)}, tmp_path / "a.safetensors")
