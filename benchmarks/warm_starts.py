@@ -2,7 +2,7 @@
 
 It stands on the folder of `make model` (its `sentences.txt`), makes what speech it needs, and goes on where it was killed. How each way
 hears the development set's voices, and people (a manifest as for `benchmarks.hearing`), is written to FOLDER/warm-starts/WAY.json: word
-error rates of greedy CTC, before any LLM. Nothing is chosen on people. The natural voice needs the extra `voices`.
+error rates of greedy CTC, before any LLM. Nothing is chosen on people. Natural voices need `make build/voices`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from service.audio.recordings import read_samples
 from service.progress import resumed_progress
 
 SHIPS = "models/smol/checkpoint"
-NATURAL = 1 / 4  # of the utterances, where some are by the natural voice
+NATURAL = 1 / 4  # of the utterances, where some are by natural voices
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ WAYS = {
     "recipe": Way("as it ships: 4 times fewer positions, two context layers"),
     "eight": Way("8 times fewer positions", changed={"conv_kernel_sizes": (3, 3, 3)}),
     "unlisted": Way("without word lists, sentences in their place", "unlisted"),
-    "natural": Way("a quarter by a natural voice", "natural"),
+    "natural": Way("a quarter by natural voices", "natural"),
     "quarter": Way("a quarter of the speech, four times as often", "quarter"),
     "small": Way("no context layers", changed={"context_layers": 0}),
     "large": Way("four context layers", changed={"context_layers": 4}),
@@ -62,17 +62,17 @@ def speak(folder: Path, sentences: Path, n: int, workers: int) -> None:
     spare = n // 4  # which take the place of word lists
     parts = (
         ("robots", sentences, "train", n + spare),
-        ("joe", sentences, "natural", round(n * NATURAL)),
+        ("voices", sentences, "natural", round(n * NATURAL)),
         ("dev", sentences.with_suffix(".dev.txt"), "dev", 400),
     )
     for name, text, split, count in parts:
         run(sys.executable, *speech, text, folder / name, "--split", split, "--count", count, "--workers", workers)
-    robots, joe = lines(folder / "robots"), lines(folder / "joe")[: round(n * NATURAL)]
-    spoken = {line["text"] for line in joe}
+    robots, natural = lines(folder / "robots"), lines(folder / "voices")[: round(n * NATURAL)]
+    spoken = {line["text"] for line in natural}
     data = {
         "recipe": robots[:n],
         "unlisted": [line for line in robots if not is_list(line["text"])][:n],
-        "natural": [*joe, *(line for line in robots[:n] if line["text"] not in spoken)],
+        "natural": [*natural, *(line for line in robots[:n] if line["text"] not in spoken)],
         "quarter": robots[: n // 4],
     }
     for name, found in data.items():

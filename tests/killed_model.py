@@ -15,12 +15,13 @@ from pathlib import Path
 from models.training.align import ADAPTER
 
 OPTIONS = (
-    "--utterances 1500 --replies 40 --dev 20 --warm-steps 8 --align-steps 4 --workers 1"
+    "--utterances 1500 --natural 600 --replies 40 --dev 20 --warm-steps 8 --align-steps 4 --workers 1"
     " --save_steps 2 --per_device_train_batch_size 4 --gradient_accumulation_steps 1"
 )
 HALF_DONE = {
     "speech train": "train/*.jsonl",
     "speech spare": "spare/*.wav",
+    "speech natural": "natural/*.jsonl",
     "warm-start": "warm/checkpoint-*",
     "continue": "replies/00.jsonl",
     "align": "aligned/checkpoint-*",
@@ -28,7 +29,7 @@ HALF_DONE = {
 """What a stage has written when it is killed; of others nothing is left, and they are killed after `SECONDS`."""
 SECONDS = 5.0
 PARTS = (
-    *("sentences*.txt", "train/*.wav", "spare/*.wav", "dev/*.wav"),
+    *("sentences*.txt", "train/*.wav", "natural/*.wav", "spare/*.wav", "dev/*.wav"),
     *(f"warm/{ADAPTER}", "replies/*.jsonl", f"aligned/{ADAPTER}"),
 )
 """What is compared, in the order in which one follows from the other."""

@@ -20,7 +20,7 @@ from models.config import AdapterSizes, BlspConfig
 from models.manifest import read_json_lines
 from models.smol.instructions import BEGUN, EXPECTING, QUOTED, REPEAT, REPEAT_TOO, REPLIES
 from models.training.align import ADAPTER
-from models.weights import in_int8
+from models.weights import in_int4
 
 ENCODER, LLM = "openai/whisper-base", "HuggingFaceTB/SmolLM2-135M-Instruct"
 SIZES = AdapterSizes(conv_kernel_sizes=(3, 3), context_layers=2, inner_dim=128, spelling_dim=256)
@@ -63,11 +63,18 @@ def run(*command: object) -> None:
 
 
 def build(
-    folder: Path, utterances: int, replies: int, dev: int, steps: tuple[int, int], workers: int, options: list[str]
+    folder: Path,
+    utterances: int,
+    natural: int,
+    replies: int,
+    dev: int,
+    steps: tuple[int, int],
+    workers: int,
+    options: list[str],
 ) -> None:
     """All stages; `steps` are those of the warm start and of the alignment, `options` both trainings' TrainingArguments.
 
-    `dev` sentences are kept for the evaluation.
+    The warm start hears `utterances` by robots and `natural` by natural voices; `dev` sentences are kept for the evaluation.
     """
     python, blsp = sys.executable, Path(sys.executable).with_name("blsp")
     start, cache = folder / "start", folder / "cache"
@@ -77,16 +84,20 @@ def build(
     if not sentences.exists():
         tokenizer = fetch(LLM, None, folder, cache) / "tokenizer.json"
         run(python, "-m", "models.smol.sentences", sentences, "--tokenizer", tokenizer, "--dev", dev)
-    for name, text, first, count in (
-        ("train", sentences, 0, utterances),
-        ("spare", sentences, utterances, 2 * replies),  # the warm start does not hear it, so the adapter mishears it
-        ("dev", sentences.with_suffix(".dev.txt"), 0, dev),
+    for name, split, text, first, count in (
+        ("train", "train", sentences, 0, utterances),
+        ("spare", "train", sentences, utterances, 2 * replies),  # not for the warm start, so the adapter mishears it
+        ("natural", "natural", sentences, utterances + 2 * replies, natural),
+        ("dev", "dev", sentences.with_suffix(".dev.txt"), 0, dev),
     ):
-        drawn = ("--split", "dev" if name == "dev" else "train", "--first", first, "--count", count)
-        run(python, "-m", "models.smol.speech", text, folder / name, *drawn, "--workers", workers)
+        drawn = ("--split", split, "--first", first, "--count", count)
+        if count:
+            run(python, "-m", "models.smol.speech", text, folder / name, *drawn, "--workers", workers)
+    heard = folder / "heard.jsonl"
+    write_lines(heard, iter([*lines(folder / "train"), *lines(folder / "natural")]))
     states = ("--states", folder / "states", "--cache", cache)
     warm = ("--negatives", 2500, "--max_steps", steps[0])
-    run(blsp, "warm-start", start, folder / "train", folder / "warm", *states, *warm, *options)
+    run(blsp, "warm-start", start, heard, folder / "warm", *states, *warm, *options)
     for name, instruction, file in assigned(folder, replies):
         told = ("--instruction", instruction, "--max-tokens", 40, "--cache", cache)
         run(blsp, "continue", file, folder / "replies" / name, "--model", start, *told)
@@ -123,9 +134,9 @@ def assigned(folder: Path, replies: int) -> list[tuple[str, str, Path]]:
 
 
 def export(trained: Path, target: Path) -> None:
-    """The adapter in int8, with encoder and LLM by their names."""
+    """The adapter in 4 bits, with encoder and LLM by their names."""
     target.mkdir(parents=True, exist_ok=True)
-    save_file(in_int8(load_file(trained / ADAPTER)), target / ADAPTER)
+    save_file(in_int4(load_file(trained / ADAPTER)), target / ADAPTER)
     CONFIG.write(target)
 
 
@@ -133,7 +144,8 @@ def main() -> None:
     """The command line; further options are those of both trainings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/smol"))
-    parser.add_argument("--utterances", type=int, default=60_000)
+    parser.add_argument("--utterances", type=int, default=60_000, help="by robots")
+    parser.add_argument("--natural", type=int, default=15_000, help="utterances by natural voices (make build/voices)")
     parser.add_argument("--replies", type=int, default=10_000)
     parser.add_argument("--dev", type=int, default=400)
     parser.add_argument("--warm-steps", type=int, default=3000)
@@ -141,7 +153,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     args, options = parser.parse_known_args()
     steps = (args.warm_steps, args.align_steps)
-    build(args.folder, args.utterances, args.replies, args.dev, steps, args.workers, options)
+    build(args.folder, args.utterances, args.natural, args.replies, args.dev, steps, args.workers, options)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import random
 import signal
 import time
 import wave
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
@@ -21,12 +22,19 @@ from typing import get_args
 
 import numpy as np
 
-from models.smol.natural import Piper
+from models.smol.natural import Hibari, Kokoro, Piper
 from models.smol.rooms import RATE, Sound, through_the_air
-from models.smol.voices import Espeak, Flite, Split, Synthesiser, draw
+from models.smol.voices import Espeak, Flite, Program, Split, Synthesiser, draw
 
 SHARD = 500  # utterances
 LONGEST = 20  # seconds
+SYNTHESISERS: dict[Program, Callable[[], Synthesiser]] = {
+    "flite": Flite,
+    "espeak-ng": Espeak,
+    "piper": Piper,
+    "hibari": Hibari,
+    "kokoro": Kokoro,
+}
 _PATIENCE = 60  # seconds for an utterance
 _CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGALRM, 255}  # 255: flite's way of giving up
 _MARGIN = 0.04  # seconds before and after what is loud
@@ -67,9 +75,7 @@ class Speaker:
 
     def _write(self, number: int, skipped: set[int], at: "Synchronized[int]", parent: int) -> None:
         """Runs in a process of its own, whose parent gets to know in `at` what is being spoken."""
-        synthesisers: dict[str, Synthesiser] = (
-            {"piper": Piper()} if self.split == "natural" else {"flite": Flite(), "espeak-ng": Espeak()}
-        )
+        synthesisers: dict[Program, Synthesiser] = {}
         sound = self._manifest(number).with_suffix(".wav")
         lines: list[dict[str, str]] = []
         heard: list[Sound] = []
@@ -83,6 +89,8 @@ class Speaker:
             signal.alarm(_PATIENCE)
             text = self.sentences[i % len(self.sentences)]
             voice = draw(random.Random(f"{self.seed} {self.split} {i}"), self.split)
+            if voice.program not in synthesisers:
+                synthesisers[voice.program] = SYNTHESISERS[voice.program]()
             speech, rate = synthesisers[voice.program].speak(voice, text)
             if len(speech := trimmed(speech, rate)) < rate / 10:
                 continue

@@ -12,8 +12,10 @@ import numpy as np
 
 from models.smol.rooms import Sound
 
-Split = Literal["train", "natural", "dev", "test"]
-"""Of what is spoken; "natural" is more for training, by a natural voice."""
+Split = Literal["train", "natural", "dev", "natural-dev", "test"]
+"""Of what is spoken; "natural" is more for training, and "natural-dev" for development, by natural voices."""
+
+Program = Literal["flite", "espeak-ng", "piper", "hibari", "kokoro"]
 
 FLITE = {
     "cmu_us_slt": (13, 120, 215),
@@ -25,6 +27,13 @@ FLITE = {
 ACCENTS = "en-US en-US en-US en-US-nyc en en en-GB-x-rp en-GB-x-gbclan en-GB-x-gbcwmd en-029"
 VARIANTS = """m1 m2 m3 m4 m6 m7 f1 f2 f3 f5 adam Annie belinda benjamin boris david edward Denis grandma grandpa Jacky
 john max michael mike miguel rob steph victor anika klatt2 sandro travis"""
+NATURAL: dict[tuple[Program, str], tuple[float, float, float]] = {
+    ("piper", "joe"): (1, 0.9, 1.35),
+    ("hibari", "American"): (2, 0.75, 1.1),
+    ("hibari", "British"): (1, 0.75, 1.1),
+}
+"""Shares of what natural voices say for training, and the least and greatest pitch, of the voice's own."""
+KOKORO = "af_bella af_nova am_adam am_michael bf_emma bm_george"
 HELD_OUT = {"dev": ("en-US", "m5 f4 Alicia"), "test": ("en-GB-scotland", "m8 linda Marcelo")}
 
 
@@ -32,12 +41,12 @@ HELD_OUT = {"dev": ("en-US", "m5 f4 Alicia"), "test": ("en-GB-scotland", "m8 lin
 class Voice:
     """A synthesiser's voice with its manner."""
 
-    program: Literal["flite", "espeak-ng", "piper"]
+    program: Program
     name: str
     pace: float
-    """flite, piper: how long sounds are, of 1; espeak-ng: words a minute."""
+    """How long sounds are, of 1; espeak-ng: words a minute."""
     pitch: float = 0
-    """flite: Hz; espeak-ng: 0 to 100; piper: its own."""
+    """flite: Hz; espeak-ng: 0 to 100; piper, hibari: of the voice's own; kokoro: its own."""
     gap: int = 0
     """espeak-ng's silence between words, in 10 ms."""
 
@@ -45,7 +54,10 @@ class Voice:
 def draw(rng: random.Random, split: Split) -> Voice:
     """A voice of the split: training has flite's four of 16 kHz and espeak-ng's many, the others have voices that no other has."""
     if split == "natural":
-        return Voice("piper", "joe", rng.uniform(0.8, 1.3))
+        who = rng.choices(list(NATURAL), weights=[share for share, _, _ in NATURAL.values()])[0]
+        return Voice(*who, rng.uniform(0.8, 1.3), rng.uniform(*NATURAL[who][1:]))
+    if split == "natural-dev":
+        return Voice("kokoro", rng.choice(KOKORO.split()), rng.uniform(0.8, 1.3))
     if split == "train" and rng.random() < sum(share for share, _, _ in FLITE.values()) / 100:
         name = rng.choices(list(FLITE), weights=[share for share, _, _ in FLITE.values()])[0]
         return Voice("flite", name, rng.uniform(0.8, 1.3), rng.uniform(*FLITE[name][1:]))

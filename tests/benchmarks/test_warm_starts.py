@@ -22,7 +22,7 @@ ROBOTS = [f"This is the sentence of number {i}." if i % 8 else f"some words of l
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Of a comparison whose work is done by nobody."""
     folder = tmp_path / "warm-starts"
-    for name, texts in (("robots", ROBOTS), ("joe", ROBOTS[:20]), ("dev", ROBOTS[-2:])):
+    for name, texts in (("robots", ROBOTS), ("voices", ROBOTS[:20]), ("dev", ROBOTS[-2:])):
         spoken = [{"audio": f"0.wav:{i * 900}:800", "text": text, "voice": name} for i, text in enumerate(texts)]
         write_lines(folder / name / "0.jsonl", iter(spoken))
         (folder / name / "0.wav").write_bytes(wav(voice(5)))
@@ -52,7 +52,7 @@ def test_data_differ_in_one_thing(tmp_path: Path, commands: list[list[str]]) -> 
     assert len(unlisted) == N
     assert not any(map(is_list, unlisted))
     voices = [json.loads(line)["voice"] for line in (folder / "data" / "natural.jsonl").read_text().splitlines()]
-    assert (voices.count("joe"), voices.count("robots")) == (10, 30)
+    assert (voices.count("voices"), voices.count("robots")) == (10, 30)
 
 
 def test_ways_differ_in_one_thing() -> None:

