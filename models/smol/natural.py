@@ -1,7 +1,7 @@
 """Natural voices beside the robots, by networks whose packages hold them (extra `voices`).
 
 Two are for training: Hibari's American "heart", who can pronounce as the British do, and Piper's American "joe". Kokoro's English voices
-are for the development set; they take forty times as long, and lie in npm's kokoro-js (`make build/kokoro`).
+are for the development set; they take forty times as long, and lie in npm's kokoro-js (`make build/voices`).
 """
 
 import json

@@ -33,7 +33,7 @@ NATURAL: dict[tuple[Program, str], tuple[float, float, float]] = {
     ("hibari", "British"): (1, 0.75, 1.1),
 }
 """Shares of what natural voices say for training, and the least and greatest pitch, of the voice's own."""
-KOKORO = "af_bella af_nova am_adam am_michael bf_emma bm_george"
+NATURAL_DEV = "af_bella af_nova am_adam am_michael bf_emma bm_george"
 HELD_OUT = {"dev": ("en-US", "m5 f4 Alicia"), "test": ("en-GB-scotland", "m8 linda Marcelo")}
 
 
@@ -57,7 +57,7 @@ def draw(rng: random.Random, split: Split) -> Voice:
         who = rng.choices(list(NATURAL), weights=[share for share, _, _ in NATURAL.values()])[0]
         return Voice(*who, rng.uniform(0.8, 1.3), rng.uniform(*NATURAL[who][1:]))
     if split == "natural-dev":
-        return Voice("kokoro", rng.choice(KOKORO.split()), rng.uniform(0.8, 1.3))
+        return Voice("kokoro", rng.choice(NATURAL_DEV.split()), rng.uniform(0.8, 1.3))
     if split == "train" and rng.random() < sum(share for share, _, _ in FLITE.values()) / 100:
         name = rng.choices(list(FLITE), weights=[share for share, _, _ in FLITE.values()])[0]
         return Voice("flite", name, rng.uniform(0.8, 1.3), rng.uniform(*FLITE[name][1:]))
