@@ -42,6 +42,8 @@ WARM_START = Recipe(
         "adam_beta2": 0.98,
         "warmup_steps": 100,
         "num_train_epochs": 10,
+        "ddp_find_unused_parameters": False,
+        "ddp_broadcast_buffers": False,  # they are the LLM's embeddings: 100 MB a step, and no step changes them
     },
 )
 INSTRUCT = Recipe(128, 4, {"learning_rate": 2e-5, "weight_decay": 0.05, "warmup_steps": 100, "num_train_epochs": 3})
