@@ -101,10 +101,12 @@ class ModalityAdapter(nn.Module):
         self.adapter = Bottleneck(llm_dim, sizes.inner_dim)
         self.speech_ln = nn.LayerNorm(llm_dim, eps=1e-5)
         self.speller = Speller(llm_dim, sizes.spelling_dim) if sizes.spelling_dim else None
+        self._phases = 1  # of the subsampler, in which everything is heard
 
     def forward(self, states: Tensor, lengths: Tensor) -> list[Tensor]:
-        """Encoder states (batch, length, encoder_dim) with `lengths` (batch,) real positions each -> a list of (n_i, llm_dim)."""
-        items = self.subsampler([item[:n] for item, n in zip(states, lengths.tolist(), strict=True)])  # (n_i, llm_dim)
+        """Encoder states (batch, length, encoder_dim) with `lengths` (batch,) real positions each -> a list of (n_i, width)."""
+        windows = [item[:n] for item, n in zip(states, lengths.tolist(), strict=True)]
+        items = self.subsampler([F.pad(item, (0, 0, 0, p))[p:] for item in windows for p in range(self._phases)])
         counts = [len(item) for item in items]
         if self.context:
             x = nn.utils.rnn.pad_sequence(items, batch_first=True)
@@ -113,12 +115,23 @@ class ModalityAdapter(nn.Module):
         else:
             x = torch.cat(items)
         rows = list(self.speech_ln(self.adapter(x)).split(counts))  # (n_i, llm_dim)
-        return rows if self.speller is None else [self.speller(item) for item in rows]
+        if self.speller is not None:
+            return [self.speller(item) for item in rows]
+        return [torch.cat(rows[i : i + self._phases], 1) for i in range(0, len(rows), self._phases)]
+
+    @property
+    def width(self) -> int:
+        """That of the rows: llm_dim, or as much for each phase."""
+        return self._phases * self.speech_ln.normalized_shape[0]
 
     def without_speller(self) -> "ModalityAdapter":
-        """One of the same layers, whose rows are those that the speller would get."""
+        """One of the same layers, whose rows are those that the speller would get, in all phases side by side: (n_i, phases * llm_dim).
+
+        A row stands for several positions, and it is chance at which of them the first begins: phase p leaves out p.
+        """
         other = copy(self)
         other._modules = self._modules | {"speller": None}
+        other._phases = 2 ** len(self.subsampler.conv_layers)
         return other
 
     def padded(self, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -62,9 +62,9 @@ class Embedder(nn.Module):
         return self.encoder.conv1.weight.dtype
 
     @property
-    def llm_dim(self) -> int:
-        """The width of the rows."""
-        return self.adapter.speech_ln.normalized_shape[0]
+    def width(self) -> int:
+        """That of the rows: llm_dim, or as much for each phase."""
+        return self.adapter.width if self.ladder is None else self.ladder.packed.llm_dim
 
     def speech_length(self, n_samples: int) -> int:
         """How many speech embeddings a window of `n_samples` becomes; of an adapter that spells, at most."""

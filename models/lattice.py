@@ -28,21 +28,28 @@ Scores = npt.NDArray[np.float64]
 class Lattice:
     """The tokens (C,) of the LLM's vocabulary that may have been said, in rising order, and how likely each is at each of T moments.
 
-    `blank` (T,) and `scores` (T, C) are logarithms of probabilities, float32; what is missing to 1 are tokens that were not heard.
+    It was heard P times, in the phases of a subsampler. `blank` (P, T) and `scores` (P, T, C) are logarithms of probabilities, float32;
+    what is missing to 1 are tokens that were not heard.
     """
 
     tokens: Tensor
     blank: Tensor
     scores: Tensor
 
+    @property
+    def moments(self) -> int:
+        """How many there are, 80 ms each with two strided convolutions."""
+        return self.blank.shape[1]
+
     @classmethod
     @torch.inference_mode()
     def of(cls, speller: Speller, rows: Tensor) -> "Lattice":
-        """That of rows (T, llm_dim) before the speller, on its device and in its dtype. It lies on the CPU."""
-        scores = speller.scores(rows).float().log_softmax(-1)
-        near = scores[:, 1:].topk(min(NEAR, scores.shape[1] - 1), -1)
+        """That of rows (T, P * llm_dim) before the speller, on its device and in its dtype. It lies on the CPU."""
+        phases = rows.view(len(rows), -1, speller.blank.in_features).transpose(0, 1)
+        scores = speller.scores(phases).float().log_softmax(-1)  # (P, T, 1 + tokens)
+        near = scores[..., 1:].topk(min(NEAR, scores.shape[-1] - 1), -1)
         heard = torch.unique(near.indices[near.values > math.log(LEAST)])
-        return cls(speller.ids[heard].cpu(), scores[:, 0].cpu(), scores[:, 1 + heard].cpu())
+        return cls(speller.ids[heard].cpu(), scores[..., 0].cpu(), scores[..., 1 + heard].cpu())
 
     def pack(self) -> bytes:
         """It in a form that goes to another process."""
@@ -55,44 +62,55 @@ class Lattice:
 
 
 class Beginning:
-    """How a text begins, of the tokens of a lattice, which are named by their places in it; at first it is empty."""
+    """How a text begins, of the tokens of a lattice, which are named by their places in it; at first it is empty.
+
+    Of a lattice that was heard several times, logarithms of probabilities are the mean of each time's.
+    """
 
     def __init__(self, lattice: Lattice) -> None:
         self._scores = np.maximum(lattice.scores.numpy().astype(np.float64), NEVER)
+        self._chances = np.exp(self._scores)
         self._blank = np.maximum(lattice.blank.numpy().astype(np.float64), NEVER)
         # Up to each moment: all that was said is the text so far, and the moment is a blank, or is its last token.
-        self._over = self._blank.cumsum()
+        self._over = self._blank.cumsum(-1)
         self._in_token = np.full_like(self._over, -np.inf)
         self._last: int | None = None
 
     def whole(self) -> float:
         """The logarithm of the probability that nothing follows."""
-        return float(np.logaddexp(self._over[-1], self._in_token[-1]))
+        return float(np.logaddexp(self._over[:, -1], self._in_token[:, -1]).mean())
 
     def longer(self) -> Scores:
         """Those (C,) that each token follows, whatever follows then."""
-        return np.asarray(np.logaddexp.reduce(self._before() + self._scores, axis=0))
+        likely = _summed(self._before(), self._chances)
+        if self._last is not None:
+            likely[:, self._last] = _summed(self._before(again=True), self._chances[..., self._last, None])[:, 0]
+        return np.asarray(likely.mean(0))
 
     def add(self, token: int) -> None:
         """The token follows."""
-        before, scores = self._before()[:, token], self._scores[:, token]
+        before, scores = self._before(again=token == self._last), self._scores[..., token]
         # At a moment in the token, it begins, or goes on: a recurrence that is a sum, of which the products so far are taken out.
-        said = scores.cumsum()
-        self._in_token = said + np.logaddexp.accumulate(before - _earlier(said, 0.0))
-        silent = self._blank.cumsum()
-        self._over = silent + np.logaddexp.accumulate(_earlier(self._in_token, -np.inf) - _earlier(silent, 0.0))
+        said = scores.cumsum(-1)
+        self._in_token = said + np.logaddexp.accumulate(before - _earlier(said, 0.0), -1)
+        silent = self._blank.cumsum(-1)
+        self._over = silent + np.logaddexp.accumulate(_earlier(self._in_token, -np.inf) - _earlier(silent, 0.0), -1)
         self._last = token
 
-    def _before(self) -> Scores:
-        """That each token (T, C) may begin at each moment: the text so far is over, behind its last token by a blank for the same one."""
+    def _before(self, again: bool = False) -> Scores:
+        """That a token may begin at each moment (P, T): the text so far is over, before the last token `again` by a blank."""
         first = 0.0 if self._last is None else -np.inf
-        over = _earlier(np.logaddexp(self._over, self._in_token), first)
-        before = np.repeat(over[:, None], self._scores.shape[1], axis=1)
-        if self._last is not None:
-            before[:, self._last] = _earlier(self._over, first)
-        return before
+        return _earlier(self._over if again else np.logaddexp(self._over, self._in_token), first)
+
+
+def _summed(before: Scores, chances: Scores) -> Scores:
+    """The logarithms (P, C) of sums over moments: of products of what was before them (P, T), and of chances (P, T, C) in them."""
+    most = np.maximum(before.max(-1, keepdims=True), NEVER * before.shape[-1])  # it may be that nothing can follow
+    sums = np.exp(before - most)[:, None] @ chances
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(sums[:, 0]) + most)
 
 
 def _earlier(values: Scores, first: float) -> Scores:
-    """Those (T,) of the moment before each; before the first, `first`."""
-    return np.concatenate([[first], values[:-1]])
+    """Those (P, T) of the moment before each; before the first, `first`."""
+    return np.concatenate([np.full_like(values[:, :1], first), values[:, :-1]], -1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.encoder import Linear
+from models.encoder import Linear, product
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz'.,?!"
 N_ALPHABET = 26  # of those
@@ -87,7 +87,7 @@ class Speller(nn.Module):
         ids, spellings = spoken_tokens(vocabulary)
         for name, value in (("ids", ids), ("spellings", spellings), ("embeddings", embeddings[ids])):
             self.register_buffer(name, value.to(self.blank.weight.device), persistent=False)
-        self._keys: Tensor | None = None  # (n, dim + 1), kept while nothing is trained
+        self._keys: tuple[Tensor, Tensor] | None = None  # as _parts has them, kept while nothing is trained
 
     def train(self, mode: bool = True) -> "Speller":
         """What is kept of the tokens is no longer right when the weights change."""
@@ -96,18 +96,16 @@ class Speller(nn.Module):
 
     def scores(self, rows: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Rows (..., llm_dim) -> scores (..., 1 + n) of the blank and of all spoken tokens, or of those at the places `tokens`."""
-        keys = self._all_keys() if tokens is None else self.spelling(self.spellings[tokens])
-        query = self.query(rows)
-        return torch.cat([self.blank(rows), query @ keys[:, :-1].T * keys.shape[1] ** -0.5 + keys[:, -1]], -1)
+        keys, bias = self._all_keys() if tokens is None else _parts(self.spelling(self.spellings[tokens]))
+        return torch.cat([self.blank(rows), product(self.query(rows), keys, bias)], -1)
 
-    def _all_keys(self) -> Tensor:
+    def _all_keys(self) -> tuple[Tensor, Tensor]:
         weight = self.spelling.out2.weight
         if torch.is_grad_enabled() and weight.requires_grad:
-            keys: Tensor = self.spelling(self.spellings)
-            return keys
-        if self._keys is None or (self._keys.dtype, self._keys.device) != (weight.dtype, weight.device):
+            return _parts(self.spelling(self.spellings))
+        if self._keys is None or (self._keys[0].dtype, self._keys[0].device) != (weight.dtype, weight.device):
             with torch.no_grad():
-                self._keys = torch.cat([self.spelling(part) for part in torch.split(self.spellings, PART)])
+                self._keys = _parts(torch.cat([self.spelling(part) for part in torch.split(self.spellings, PART)]))
         return self._keys
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -120,6 +118,11 @@ class Speller(nn.Module):
         shares = (SHARPNESS * values).softmax(-1)  # (m, MIXED)
         mixed: Tensor = (shares[:, None].to(rows.dtype) @ self.embeddings[tokens])[:, 0]
         return mixed
+
+
+def _parts(spelled: Tensor) -> tuple[Tensor, Tensor]:
+    """What spellings have become (n, dim + 1): vectors (n, dim), scaled for products with queries and without gaps, and biases (n,)."""
+    return spelled[:, :-1] * spelled.shape[1] ** -0.5, spelled[:, -1].contiguous()
 
 
 def without_echoes(spellings: Sequence[Sequence[int]]) -> list[int]:

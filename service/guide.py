@@ -1,7 +1,8 @@
 """Joint decoding, in vLLM's engine: each token is one that was heard, chosen by how likely it was heard and how likely the LLM finds it.
 
-The LLM is not told what was heard; it only expects a text. After Hori et al. 2017, with greedy choices in place of a beam, see
-models/lattice.py.
+The LLM is not told what was heard; it only expects a text. After Hori et al. 2017, see models/lattice.py. In place of a beam, which vLLM
+does not keep in its cache, several replies are written at once, each by a code of its own (Vilnis et al. 2023, "Arithmetic sampling:
+parallel diverse decoding for large language models"): codes that lie near each other say the same for long, and all go where it is likely.
 """
 
 from dataclasses import dataclass
@@ -14,37 +15,35 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, LogitsProcessor
 
-from models.lattice import Beginning, Lattice
+from models.lattice import Beginning, Lattice, Scores
 
-HEARD, TASTE, ENDS = "blsp_heard", "blsp_taste", "blsp_ends"
+HEARD, CODE, ENDS = "blsp_heard", "blsp_code", "blsp_ends"
 
-
-@dataclass(frozen=True)
-class Taste:
-    """How much the LLM's logarithms of probabilities count beside those of what was heard, and what each token adds to the text's."""
-
-    expected: float
-    longer: float
+EXPECTED = 0.6  # the weight of what the LLM expects beside what was heard, in logarithms (models/smol/LOG.md)
+LONGER = 1.5  # what each token adds to a text's score
+EVENNESS = 0.6  # of the tokens' shares of the codes: near 0 all codes say the likeliest
+BELOW_ONE = 1 - 1e-9
 
 
 @dataclass(frozen=True)
 class Guide:
-    """What a reply is held to: a packed lattice, and the tokens that end a text, of which the first is taken."""
+    """What a reply is held to: a packed lattice, its code, and the tokens that end a text, of which the first is taken."""
 
     lattice: bytes
-    taste: Taste
+    code: float
+    """In [0, 1); 0 says the likeliest token each time."""
     ends: tuple[int, ...]
 
     def told(self) -> dict[str, Any]:
         """It in a request's `extra_args`; those of clients are JSON, which has no bytes."""
-        return {HEARD: self.lattice, TASTE: [self.taste.expected, self.taste.longer], ENDS: list(self.ends)}
+        return {HEARD: self.lattice, CODE: self.code, ENDS: list(self.ends)}
 
     @classmethod
     def of(cls, told: dict[str, Any] | None) -> "Guide | None":
         """What a request was told; None where it was none of ours."""
         if told is None or not isinstance(told.get(HEARD), bytes):
             return None
-        return cls(told[HEARD], Taste(*told[TASTE]), tuple(told[ENDS]))
+        return cls(told[HEARD], told[CODE], tuple(told[ENDS]))
 
 
 class Choice:
@@ -54,7 +53,7 @@ class Choice:
         lattice = Lattice.unpack(guide.lattice)
         self._beginning = Beginning(lattice)
         self._places = {token: place for place, token in enumerate(lattice.tokens.tolist())}
-        self._taste = guide.taste
+        self._code = min(guide.code, BELOW_ONE)
         self._ends = torch.tensor(guide.ends, device=device)
         self._said = said
         self._read = 0
@@ -66,14 +65,25 @@ class Choice:
         likely = logits.float().log_softmax(-1)
         return torch.cat([likely[self.tokens[:-1]], likely[self._ends].logsumexp(0, keepdim=True)])
 
-    def scores(self, expected: Tensor) -> Tensor:
+    def scores(self, expected: Tensor) -> Scores:
         """Scores (C + 1,) of the tokens, which are `expected` so much, on the CPU."""
         for token in self._said[self._read :]:
             if token in self._places:  # vLLM may ask once more behind the end
                 self._beginning.add(self._places[token])
         self._read = len(self._said)
-        heard = torch.from_numpy(np.append(self._beginning.longer() + self._taste.longer, self._beginning.whole()))
-        return heard.float() + self._taste.expected * expected
+        heard = np.append(self._beginning.longer() + LONGER, self._beginning.whole())
+        return np.asarray(heard + EXPECTED * expected.double().numpy())
+
+    def take(self, expected: Tensor) -> int:
+        """The token that the code says, of tokens that are `expected` so much; what is left of the code says those behind it."""
+        scores = self.scores(expected)
+        ranked = np.argsort(-scores, kind="stable")
+        shares = np.exp((scores[ranked] - scores[ranked[0]]) / EVENNESS)
+        shares /= shares.sum()
+        upto = shares.cumsum()
+        place = int(np.searchsorted(upto[:-1], self._code, side="right"))
+        self._code = float(np.clip((self._code - upto[place] + shares[place]) / shares[place], 0.0, BELOW_ONE))
+        return int(self.tokens[ranked[place]])
 
 
 class JointDecoding(LogitsProcessor):  # type: ignore[misc]
@@ -96,14 +106,14 @@ class JointDecoding(LogitsProcessor):  # type: ignore[misc]
         return None if guide is None else Choice(guide, said, self._device)
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Sets the logits (batch, vocabulary) of guided requests; the device is waited for once, for all of them."""
+        """Leaves guided requests one token each in logits (batch, vocabulary); the device is waited for once, for all of them."""
         if not self._choices:
             return logits
         choices = list(self._choices.items())
         sizes = [len(choice.tokens) for _, choice in choices]
         expected = torch.split(torch.cat([choice.expected(logits[row]) for row, choice in choices]).cpu(), sizes)
-        scores = torch.cat([choice.scores(part) for (_, choice), part in zip(choices, expected, strict=True)])
-        for (row, choice), part in zip(choices, torch.split(scores.to(logits), sizes), strict=True):
-            logits[row] = -torch.inf
-            logits[row, choice.tokens] = part
+        taken = [choice.take(part) for (_, choice), part in zip(choices, expected, strict=True)]
+        rows = [row for row, _ in choices]
+        logits[rows] = -torch.inf
+        logits[rows, taken] = 0.0
         return logits

@@ -8,7 +8,7 @@ REPEAT = "Please repeat the words you hear."
 QUOTED, BEGUN = 'Repeat the sentence between the quotes word for word. "{speech}"', 'Sure! The sentence is: "'
 """What the checkpoint asks for a transcription, and how the reply is begun: the LLM then repeats 40 development transcripts whole."""
 
-EXPECTING = "Say a sentence, as somebody might say it or read it aloud."
+EXPECTING = "Quote a sentence, as somebody might say it in a conversation, or read it aloud from a novel, a letter or an encyclopedia."
 """What it is asked without the speech, its reply begun alike: so it expects a sentence, of which the words that were heard are chosen."""
 
 REPEAT_TOO = ("Repeat the following sentence exactly.", "Write down what is said.")

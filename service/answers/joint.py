@@ -1,11 +1,12 @@
 """The likeliest text of a piece of speech, by what was heard and what the LLM expects people to say: joint decoding (service/guide.py).
 
-The engine chooses token by token, and can't go back. So it is asked several times at once, with more and less weight on what the LLM
-expects, and the text counts that has the highest score in the end.
+The engine chooses token by token, and can't go back. So it is asked several times at once, each time by another code, and the text counts
+that has the highest score in the end.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+import random
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -16,15 +17,14 @@ from models.lattice import Beginning, Lattice
 from models.prompt import Prompt
 from models.spelling import Speller
 from service.engine import Delta, Engine, Sampling
-from service.guide import Guide, Taste
+from service.guide import EXPECTED, LONGER, Guide
 from service.listening.encoders import without_helpers
 
-TASTES = (Taste(0.3, 0.5), Taste(0.5, 1.0), Taste(0.7, 1.5))
-JUDGE = TASTES[1]
+REPLIES = 8  # of which the best counts
 
 
 def hear(speller: Speller, rows: Tensor) -> Lattice:
-    """The lattice of rows (n, llm_dim), n > 0, before the speller; for a thread."""
+    """The lattice of rows (n, phases * llm_dim), n > 0, before the speller; for a thread."""
     without_helpers()
     return Lattice.of(speller, rows.to(speller.blank.weight))
 
@@ -37,15 +37,16 @@ async def likeliest(
     The log-probabilities of its tokens tell how likely they were heard behind those before; moments count as tokens of the prompt.
     Raises what `Engine.stream` raises.
     """
-    packed = lattice.pack()
+    packed, begin = lattice.pack(), random.Random(sampling.seed).random() if sampling.temperature else 0.5
+    greedy = replace(sampling, temperature=0.0, top_p=1.0, seed=None, logprobs=True)
     asked = [
-        _whole(engine, prompt, replace(sampling, logprobs=True, guide=Guide(packed, taste, ends)), f"{request_id}-{i}")
-        for i, taste in enumerate(TASTES)
+        _whole(engine, prompt, replace(greedy, guide=Guide(packed, (i + begin) / REPLIES, ends)), f"{request_id}-{i}")
+        for i in range(REPLIES)
     ]
-    scored = [(reply, *_scored(lattice, reply.token_ids)) for reply in await _all(asked)]
-    best, _, heard = max(scored, key=lambda item: _judged(item[0], item[1]))
+    replies = {tuple(reply.token_ids): reply for reply in await _all(asked)}.values()
+    best, heard = await asyncio.to_thread(_best, lattice, replies)
     tokens = [replace(token, logprob=logprob) for token, logprob in zip(best.tokens, heard, strict=False)]
-    read = best.prompt_tokens + len(lattice.blank)
+    read = best.prompt_tokens + lattice.moments
     yield replace(best, tokens=tokens, logprob=sum(heard), prompt_tokens=read)
 
 
@@ -75,6 +76,13 @@ async def _whole(engine: Engine, prompt: Prompt, sampling: Sampling, request_id:
     )
 
 
+def _best(lattice: Lattice, replies: Iterable[Delta]) -> tuple[Delta, list[float]]:
+    """The reply with the highest score, and how likely each of its tokens was heard."""
+    scored = [(reply, *_scored(lattice, reply.token_ids)) for reply in replies]
+    best, _, heard = max(scored, key=lambda item: _judged(item[0], item[1]))
+    return best, heard
+
+
 def _scored(lattice: Lattice, token_ids: Sequence[int]) -> tuple[float, list[float]]:
     """The logarithm of the probability that a text was heard, and those of its tokens behind those before."""
     places = {token: place for place, token in enumerate(lattice.tokens.tolist())}
@@ -90,4 +98,4 @@ def _scored(lattice: Lattice, token_ids: Sequence[int]) -> tuple[float, list[flo
 
 
 def _judged(reply: Delta, heard: float) -> float:
-    return heard + JUDGE.expected * reply.logprob + JUDGE.longer * len(reply.tokens)
+    return heard + EXPECTED * reply.logprob + LONGER * len(reply.tokens)

@@ -393,7 +393,7 @@ class Listener:
         return self._ears, fingerprint_of_file(source), cut
 
     def _nothing(self) -> Tensor:
-        return torch.empty(0, self._embedder.llm_dim, dtype=self._embedder.dtype)
+        return torch.empty(0, self._embedder.width, dtype=self._embedder.dtype)
 
     async def close(self) -> None:
         """Stops the batcher, the decoders and the threads."""

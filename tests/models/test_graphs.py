@@ -139,8 +139,9 @@ def test_an_embedder_without_its_speller_has_the_rows_that_it_would_get(with_lad
     assert (unspelled.batched_by is embedder.batched_by) is not with_ladder
     found = unspelled.embed_prepared([unspelled.prepare(noise(n)) for n in sizes], sizes)
     assert [len(rows) for rows in found] == [unspelled.least_rows(n) for n in sizes]
-    for rows, wanted in zip(found, spelled, strict=True):
-        torch.testing.assert_close(speller(rows), wanted, atol=1e-4, rtol=1e-4)
+    assert {rows.shape[1] for rows in found} == {unspelled.width} == {embedder.width * (1 if with_ladder else 8)}
+    for rows, wanted in zip(found, spelled, strict=True):  # in their first phase
+        torch.testing.assert_close(speller(rows[:, : embedder.width]), wanted, atol=1e-4, rtol=1e-4)
     again = embedder.embed_prepared([embedder.prepare(noise(n)) for n in sizes], sizes)
     assert [len(rows) for rows in again] == [len(rows) for rows in spelled]
 

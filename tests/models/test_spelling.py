@@ -172,6 +172,21 @@ def test_adapter_that_spells_makes_a_row_a_token() -> None:
 
 
 @torch.no_grad()
+def test_without_its_speller_an_adapter_hears_everything_in_all_phases() -> None:
+    torch.manual_seed(0)
+    adapter = ModalityAdapter(16, 12, AdapterSizes(conv_kernel_sizes=(3, 3), context_layers=1, spelling_dim=8)).eval()
+    states, lengths = torch.randn(2, 90, 16), torch.tensor([90, 2])
+    unspelled = adapter.without_speller()
+    assert (unspelled.width, adapter.width) == (4 * 12, 12)
+    for item, alone, n in zip(unspelled(states, lengths), states, lengths.tolist(), strict=True):
+        for phase in range(4):
+            left = torch.zeros(n, 16)
+            left[: max(n - phase, 0)] = alone[phase:n]
+            rows, _ = adapter.padded(left[None], torch.tensor([n]))
+            torch.testing.assert_close(item[:, 12 * phase : 12 * (phase + 1)], rows[0], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
 def test_what_is_kept_of_the_tokens_moves_with_the_weights(speller: Speller) -> None:
     speller.scores(torch.randn(3, 12))
     speller.to("meta")

@@ -65,7 +65,7 @@ def test_a_further_encoder_is_loaded_when_it_is_needed(folder: Path, settings: M
     outline = adapter.embedder
     assert outline.encoder.is_outline
     assert outline.encoder.nbytes == alone.encoder.nbytes
-    assert (outline.dtype, outline.device, outline.llm_dim) == (torch.float32, torch.device("cpu"), 64)
+    assert (outline.dtype, outline.device, outline.width) == (torch.float32, torch.device("cpu"), 64)
     noise = torch.randn(20_000)
     assert torch.equal(outline.prepare(noise), alone.prepare(noise))
     whole = outline.with_encoder(adapter.load_encoder())

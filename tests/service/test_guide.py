@@ -4,16 +4,17 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 
 from models.lattice import Lattice
-from service.guide import Choice, Guide, JointDecoding, Taste
+from service.guide import EVENNESS, EXPECTED, LONGER, Choice, Guide, JointDecoding
 
 VOCABULARY = 40
 CAT, CAP, SAT, QUOTE, STOP_QUOTE = 3, 8, 21, 5, 6
-EVEN = Taste(0.0, 0.0)
 
 
 def heard(*moments: dict[int, float]) -> Lattice:
@@ -21,24 +22,26 @@ def heard(*moments: dict[int, float]) -> Lattice:
     tokens = sorted({token for moment in moments for token in moment})
     blank = torch.tensor([1 - sum(moment.values()) for moment in moments]).log()
     scores = torch.tensor([[moment.get(token, 0.0) for token in tokens] for moment in moments]).log()
-    return Lattice(torch.tensor(tokens), blank, scores)
+    return Lattice(torch.tensor(tokens), blank[None], scores[None])
 
 
 CAT_SAT = heard({CAT: 0.6, CAP: 0.3}, {CAT: 0.1}, {SAT: 0.9})
 
 
-def guide(taste: Taste = EVEN, lattice: Lattice = CAT_SAT) -> Guide:
-    return Guide(lattice.pack(), taste, (QUOTE, STOP_QUOTE))
+def guide(lattice: Lattice = CAT_SAT, code: float = 0.0) -> Guide:
+    return Guide(lattice.pack(), code, (QUOTE, STOP_QUOTE))
 
 
-def a_reply(taste: Taste, logits: Tensor, lattice: Lattice = CAT_SAT) -> list[int]:
-    """Greedy, up to its end, by an LLM whose logits are always the same."""
+def a_reply(logits: Tensor, lattice: Lattice = CAT_SAT, code: float = 0.0) -> list[int]:
+    """Up to its end, by an LLM whose logits are always the same."""
     processor = JointDecoding(None, torch.device("cpu"), False)
     said: list[int] = []
-    parameters = SamplingParams(extra_args=guide(taste, lattice).told())
+    parameters = SamplingParams(extra_args=guide(lattice, code).told())
     processor.update_state(BatchUpdate(1, removed=[], added=[(0, parameters, None, said)], moved=[]))
     while not said or said[-1] != QUOTE:
-        said.append(int(processor.apply(logits[None].clone())[0].argmax()))
+        found = processor.apply(logits[None].clone())[0]
+        assert found.isfinite().sum() == 1
+        said.append(int(found.argmax()))
         processor.update_state(None)
     return said[:-1]
 
@@ -51,34 +54,37 @@ def liking(**logits: float) -> Tensor:
 
 
 def test_what_was_heard_is_said() -> None:
-    assert a_reply(EVEN, liking()) == [CAT, SAT]
+    assert a_reply(liking()) == [CAT, SAT]
 
 
 def test_what_the_llm_expects_counts_as_much_as_it_is_weighed() -> None:
-    assert a_reply(Taste(0.1, 1.0), liking(CAP=2.0)) == [CAT, SAT]
-    assert a_reply(Taste(1.0, 4.0), liking(CAP=2.0)) == [CAP, SAT]
+    more = math.log(0.61 / 0.3) / EXPECTED  # CAT may also begin at the second moment, behind a blank
+    assert a_reply(liking(CAP=more - 0.2)) == [CAT, SAT]
+    assert a_reply(liking(CAP=more + 0.2)) == [CAP, SAT]
 
 
 def test_nothing_is_said_that_was_not_heard() -> None:
     logits = liking()
-    logits[33] = 1000.0
-    assert a_reply(Taste(0.01, 1.0), logits) == [CAT, SAT]
+    logits[33] = 10.0
+    assert a_reply(logits) == [CAT, SAT]
 
 
-def test_a_text_may_be_longer_where_that_is_liked() -> None:
-    doubtful = heard({CAT: 0.9}, {SAT: 0.3})
-    assert a_reply(EVEN, liking(), doubtful) == [CAT]
-    assert a_reply(Taste(0.0, 1.0), liking(), doubtful) == [CAT, SAT]
+def test_a_text_may_be_longer_as_far_as_that_is_liked() -> None:
+    likely = EXPECTED * math.log(1 / VOCABULARY)
+    end = EXPECTED * math.log(2 / VOCABULARY)  # of two that there are
+    chance = 1 / (1 + math.exp(LONGER + likely - end))  # at which SAT is as good as an end
+    assert a_reply(liking(), heard({CAT: 0.99}, {SAT: chance - 0.05})) == [CAT]
+    assert a_reply(liking(), heard({CAT: 0.99}, {SAT: chance + 0.05})) == [CAT, SAT]
 
 
 def test_all_that_the_llm_may_end_with_counts_as_an_end() -> None:
     doubtful = heard({CAT: 0.9}, {SAT: 0.5})
-    assert a_reply(Taste(1.0, 1.0), liking(), doubtful) == [CAT, SAT]
-    assert a_reply(Taste(1.0, 1.0), liking(STOP_QUOTE=2.0), doubtful) == [CAT]
+    assert a_reply(liking(), doubtful) == [CAT, SAT]
+    assert a_reply(liking(STOP_QUOTE=4.0), doubtful) == [CAT]
 
 
 def test_scores_are_those_of_both() -> None:
-    choice = Choice(guide(Taste(0.5, 2.0)), [CAT], torch.device("cpu"))
+    choice = Choice(guide(), [CAT], torch.device("cpu"))
     assert choice.tokens.tolist() == [CAT, CAP, SAT, QUOTE]
     expected = choice.expected(torch.zeros(VOCABULARY))
     likely = math.log(1 / VOCABULARY)
@@ -86,7 +92,27 @@ def test_scores_are_those_of_both() -> None:
     # SAT behind CAT: that was heard at the first moment or the second, and at the third there is 0.9 of SAT.
     follows = choice.scores(expected)[2]
     heard_so = 0.6 * 0.1 + 0.6 * 0.9 + 0.1 * 0.1
-    assert follows == pytest.approx(math.log(heard_so * 0.9) + 2.0 + 0.5 * likely, abs=1e-5)
+    assert follows == pytest.approx(math.log(heard_so * 0.9) + LONGER + EXPECTED * likely, abs=1e-5)
+
+
+def test_codes_share_the_texts_by_how_likely_they_are() -> None:
+    doubtful = heard({CAT: 0.5, CAP: 0.4}, {SAT: 0.9})
+    said = [a_reply(liking(), doubtful, (i + 0.5) / 400) for i in range(400)]
+    even = math.exp((math.log(0.5) - math.log(0.4)) / EVENNESS)
+    begin = [text[0] for text in said if text]
+    assert begin.count(CAT) / begin.count(CAP) == pytest.approx(even, rel=0.03)
+    assert begin == sorted(begin)  # codes near each other begin alike
+    behind = [text[1:] for text in said if text[:1] == [CAP]]
+    assert behind == sorted(behind, key=[[SAT], [CAT, SAT], [CAT], []].index)  # and go on so, the likeliest first
+    assert behind[0] == [SAT]
+
+
+@given(st.floats(0, 1, exclude_max=True), st.integers(0, 99))
+def test_every_code_says_something_that_was_heard(code: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    chances = torch.rand(4, 3, generator=generator) / 3
+    lattice = heard(*({CAT: a, CAP: b, SAT: c} for a, b, c in chances.tolist()))
+    assert set(a_reply(liking(), lattice, code)) <= {CAT, CAP, SAT}
 
 
 def test_it_begins_anew_behind_what_was_said() -> None:
@@ -107,22 +133,20 @@ def test_others_in_the_batch_are_left_alone_wherever_they_move() -> None:
     processor.update_state(BatchUpdate(2, removed=[], added=[(0, plain, None, []), (1, guided, None, [])], moved=[]))
     found = processor.apply(logits.clone())
     assert found[0].equal(logits[0])
-    assert found[1].isfinite().nonzero()[:, 0].tolist() == sorted([CAT, CAP, SAT, QUOTE])
+    assert found[1].isfinite().nonzero()[:, 0].tolist() == [CAT]
     processor.update_state(BatchUpdate(2, removed=[], added=[], moved=[(0, 1, MoveDirectionality.SWAP)]))
     found = processor.apply(logits.clone())
-    assert found[0].isfinite().sum() == 4
+    assert found[0].isfinite().sum() == 1
     assert found[1].equal(logits[1])
     processor.update_state(BatchUpdate(1, removed=[0], added=[], moved=[]))
     assert processor.apply(logits.clone()).equal(logits)
 
 
-@pytest.mark.parametrize(
-    "told", [None, {}, {"blsp_heard": "text"}, {"blsp_heard": [1, 2], "blsp_taste": 3}, {"x": b""}]
-)
+@pytest.mark.parametrize("told", [None, {}, {"blsp_heard": "text"}, {"blsp_heard": [1, 2], "blsp_code": 3}, {"x": b""}])
 def test_what_clients_may_say_is_no_guide(told: dict[str, object] | None) -> None:
     """JSON has no bytes, and `vllm_xargs` are JSON."""
     assert Guide.of(told) is None
 
 
 def test_a_guide_goes_to_the_engine_and_back() -> None:
-    assert Guide.of(guide(Taste(0.25, 1.5)).told()) == guide(Taste(0.25, 1.5))
+    assert Guide.of(guide(code=0.25).told()) == guide(code=0.25)

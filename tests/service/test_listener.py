@@ -26,7 +26,7 @@ from tests.sounds import voice, wav
 class Ears:
     """Stands in for the embedder: a window becomes one row that holds its length; waits at a gate before one of `held` samples."""
 
-    llm_dim = 1
+    width = 1
     dtype = torch.float32
 
     def __init__(self, held: int = 0) -> None:
