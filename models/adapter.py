@@ -91,7 +91,8 @@ class ModalityAdapter(nn.Module):
     """Encoder states to speech embeddings: subsampler, bottleneck and layer norm.
 
     Where the sizes ask for them, which the paper has none of, context layers stand behind the subsampler, and a speller at the end turns
-    the rows into the LLM's own embeddings of the tokens that are heard.
+    the rows into the LLM's own embeddings of the tokens that are heard. A row stands for several positions, and it is chance at which of
+    them the first begins: a speller is given rows in all phases, of which phase p leaves out p positions.
     """
 
     def __init__(self, encoder_dim: int, llm_dim: int, sizes: AdapterSizes) -> None:
@@ -101,7 +102,7 @@ class ModalityAdapter(nn.Module):
         self.adapter = Bottleneck(llm_dim, sizes.inner_dim)
         self.speech_ln = nn.LayerNorm(llm_dim, eps=1e-5)
         self.speller = Speller(llm_dim, sizes.spelling_dim) if sizes.spelling_dim else None
-        self._phases = 1  # of the subsampler, in which everything is heard
+        self._phases = 2 ** len(sizes.conv_kernel_sizes) if sizes.spelling_dim else 1
 
     def forward(self, states: Tensor, lengths: Tensor) -> list[Tensor]:
         """Encoder states (batch, length, encoder_dim) with `lengths` (batch,) real positions each -> a list of (n_i, width)."""
@@ -114,24 +115,20 @@ class ModalityAdapter(nn.Module):
             x = self._in_context(x, real)[real]
         else:
             x = torch.cat(items)
-        rows = list(self.speech_ln(self.adapter(x)).split(counts))  # (n_i, llm_dim)
-        if self.speller is not None:
-            return [self.speller(item) for item in rows]
-        return [torch.cat(rows[i : i + self._phases], 1) for i in range(0, len(rows), self._phases)]
+        phases = self.speech_ln(self.adapter(x)).split(counts)  # (n_i, llm_dim) each
+        rows = [torch.cat(phases[i : i + self._phases], 1) for i in range(0, len(phases), self._phases)]
+        return rows if self.speller is None else [self.speller(item) for item in rows]
 
     @property
     def width(self) -> int:
         """That of the rows: llm_dim, or as much for each phase."""
-        return self._phases * self.speech_ln.normalized_shape[0]
+        dim = self.speech_ln.normalized_shape[0]
+        return self._phases * dim if self.speller is None else dim
 
     def without_speller(self) -> "ModalityAdapter":
-        """One of the same layers, whose rows are those that the speller would get, in all phases side by side: (n_i, phases * llm_dim).
-
-        A row stands for several positions, and it is chance at which of them the first begins: phase p leaves out p.
-        """
+        """One of the same layers, whose rows are those that the speller would get: of all phases side by side (n_i, phases * llm_dim)."""
         other = copy(self)
         other._modules = self._modules | {"speller": None}
-        other._phases = 2 ** len(self.subsampler.conv_layers)
         return other
 
     def padded(self, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

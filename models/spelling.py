@@ -99,6 +99,10 @@ class Speller(nn.Module):
         keys, bias = self._all_keys() if tokens is None else _parts(self.spelling(self.spellings[tokens]))
         return torch.cat([self.blank(rows), product(self.query(rows), keys, bias)], -1)
 
+    def in_phases(self, rows: Tensor) -> Tensor:
+        """Rows (n, phases * llm_dim), side by side, -> their scores (phases, n, 1 + tokens)."""
+        return self.scores(rows.view(len(rows), -1, self.blank.in_features).transpose(0, 1))
+
     def _all_keys(self) -> tuple[Tensor, Tensor]:
         weight = self.spelling.out2.weight
         if torch.is_grad_enabled() and weight.requires_grad:
@@ -109,9 +113,14 @@ class Speller(nn.Module):
         return self._keys
 
     def forward(self, rows: Tensor) -> Tensor:
-        """The rows (n, llm_dim) of a window, 80 ms each, to those that the LLM reads (m, llm_dim), one a token heard, at least one."""
-        scores = self.scores(rows)
-        heard = first_of_each(scores)
+        """The rows (n, phases * llm_dim) of a window, 80 ms each, to those that the LLM reads (m, llm_dim), one a token, at least one.
+
+        Of what is heard in each phase that counts which is likeliest in all of them.
+        """
+        phases = self.in_phases(rows)
+        texts = [first_of_each(scores) for scores in phases]
+        best_phase = likeliest(phases, texts) if len(texts) > 1 else 0
+        scores, heard = phases[best_phase], texts[best_phase]
         best = scores[heard, 1:].float().topk(min(MIXED, scores.shape[1] - 1), -1)
         kept = without_echoes(self.spellings[best.indices[:, 0]].tolist())
         values, tokens = best.values[kept], best.indices[kept]
@@ -123,6 +132,30 @@ class Speller(nn.Module):
 def _parts(spelled: Tensor) -> tuple[Tensor, Tensor]:
     """What spellings have become (n, dim + 1): vectors (n, dim), scaled for products with queries and without gaps, and biases (n,)."""
     return spelled[:, :-1] * spelled.shape[1] ** -0.5, spelled[:, -1].contiguous()
+
+
+@torch.no_grad()
+def likeliest(phases: Tensor, texts: Sequence[Tensor]) -> int:
+    """Which phase's text is likeliest in all phases, by connectionist temporal classification: the mean of logarithms counts.
+
+    `phases` (phases, n, 1 + tokens) are scores; `texts` has for each phase the places of its rows (m,) at which a token is heard.
+    """
+    said = [scores[places, 1:].argmax(-1) for scores, places in zip(phases, texts, strict=True)]
+    tokens, places = torch.unique(torch.cat(said), return_inverse=True)
+    every = phases.float()
+    near = torch.cat([every[..., :1], every[..., 1 + tokens]], -1) - every.logsumexp(-1, keepdim=True)
+    n, length = len(said), phases.shape[1]
+    heard = near.transpose(0, 1).repeat(1, n, 1)  # (length, texts * phases, 1 + tokens of all texts)
+    targets = nn.utils.rnn.pad_sequence(list((1 + places).split([len(text) for text in said])), batch_first=True)
+    sizes = torch.tensor([len(text) for text in said])
+    lost = F.ctc_loss(
+        heard,
+        targets.repeat_interleave(n, 0),
+        torch.full((n * n,), length),
+        sizes.repeat_interleave(n),
+        reduction="none",
+    )
+    return int(lost.view(n, n).sum(1).argmin())
 
 
 def without_echoes(spellings: Sequence[Sequence[int]]) -> list[int]:

@@ -35,9 +35,10 @@ async def likeliest(
     """The text of a lattice, as one delta: the LLM expects it after `prompt`, and one of the tokens `ends` after it.
 
     The log-probabilities of its tokens tell how likely they were heard behind those before; moments count as tokens of the prompt.
-    Raises what `Engine.stream` raises.
+    With a temperature codes are drawn, the same ones by the same seed. Raises what `Engine.stream` raises.
     """
-    packed, begin = lattice.pack(), random.Random(sampling.seed).random() if sampling.temperature else 0.5
+    packed = lattice.pack()
+    begin = random.Random(sampling.seed).random() if sampling.temperature else 0.5
     greedy = replace(sampling, temperature=0.0, top_p=1.0, seed=None, logprobs=True)
     asked = [
         _whole(engine, prompt, replace(greedy, guide=Guide(packed, (i + begin) / REPLIES, ends)), f"{request_id}-{i}")

@@ -4,7 +4,8 @@ from torch import Tensor
 
 from models.adapter import ModalityAdapter
 from models.config import AdapterSizes
-from models.spelling import LONGEST, SHARPNESS, Speller, first_of_each, spoken_tokens, without_echoes
+from models.lattice import Beginning, Lattice
+from models.spelling import LONGEST, SHARPNESS, Speller, first_of_each, likeliest, spoken_tokens, without_echoes
 
 VOCABULARY = {
     "Ġthe": 7,
@@ -157,28 +158,44 @@ def test_scores_follow_the_weights(speller: Speller) -> None:
     torch.testing.assert_close(after, speller.scores(rows).detach())
 
 
-def test_adapter_that_spells_makes_a_row_a_token() -> None:
+@pytest.mark.parametrize("seed", range(20))
+def test_the_phase_counts_whose_text_is_likeliest_in_all(seed: int) -> None:
+    torch.manual_seed(seed)
+    phases = 2 * torch.randn(4, 7, 5)
+    phases[1:3] += phases[0]
+    phases[3, :, 0] -= 2  # which hears more tokens
+    texts = [first_of_each(scores) for scores in phases]
+    chances = phases.log_softmax(-1)
+    wholes = []
+    for scores, places in zip(phases, texts, strict=True):
+        beginning = Beginning(Lattice(torch.arange(4), chances[..., 0], chances[..., 1:]))
+        for token in scores[places, 1:].argmax(-1).tolist():
+            beginning.add(token)
+        wholes.append(beginning.whole())
+    assert likeliest(phases, texts) == wholes.index(max(wholes))
+
+
+@torch.no_grad()
+def test_what_is_heard_most_clearly_is_spelled(speller: Speller) -> None:
+    clear, other = 40 * torch.randn(2, 5, 12)
+    alone = speller(clear)
+    for rows in ((other / 40, clear, clear), (clear, clear, other / 40), (clear, other / 40, clear)):
+        torch.testing.assert_close(speller(torch.cat(rows, 1)), alone)
+
+
+@torch.no_grad()
+def test_an_adapter_that_spells_hears_everything_in_all_phases() -> None:
     torch.manual_seed(0)
     adapter = ModalityAdapter(16, 12, AdapterSizes(conv_kernel_sizes=(3, 3), context_layers=1, spelling_dim=8)).eval()
     assert adapter.speller is not None
     adapter.speller.know(VOCABULARY, torch.randn(11, 12))
-    states, lengths = torch.randn(2, 90, 16), torch.tensor([90, 33])
-    with torch.inference_mode():
-        rows, counts = adapter.padded(states, lengths)
-        expected = [adapter.speller(row[:n]) for row, n in zip(rows, counts.tolist(), strict=True)]
-        found = adapter(states, lengths)
-    for item, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(item, other, rtol=1e-4, atol=1e-5)
-
-
-@torch.no_grad()
-def test_without_its_speller_an_adapter_hears_everything_in_all_phases() -> None:
-    torch.manual_seed(0)
-    adapter = ModalityAdapter(16, 12, AdapterSizes(conv_kernel_sizes=(3, 3), context_layers=1, spelling_dim=8)).eval()
-    states, lengths = torch.randn(2, 90, 16), torch.tensor([90, 2])
+    states, lengths = torch.randn(3, 90, 16), torch.tensor([90, 33, 2])
     unspelled = adapter.without_speller()
     assert (unspelled.width, adapter.width) == (4 * 12, 12)
-    for item, alone, n in zip(unspelled(states, lengths), states, lengths.tolist(), strict=True):
+    items = unspelled(states, lengths)
+    for spelled, item in zip(adapter(states, lengths), items, strict=True):
+        assert torch.equal(spelled, adapter.speller(item))
+    for item, alone, n in zip(items, states, lengths.tolist(), strict=True):
         for phase in range(4):
             left = torch.zeros(n, 16)
             left[: max(n - phase, 0)] = alone[phase:n]
