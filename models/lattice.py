@@ -45,7 +45,7 @@ class Lattice:
     @torch.inference_mode()
     def of(cls, speller: Speller, rows: Tensor) -> "Lattice":
         """That of rows (T, P * llm_dim) before the speller, on its device and in its dtype. It lies on the CPU."""
-        scores = speller.in_phases(rows).float().log_softmax(-1)
+        scores = speller.scores(speller.in_phases(rows)).float().log_softmax(-1)  # (P, T, 1 + tokens)
         near = scores[..., 1:].topk(min(NEAR, scores.shape[-1] - 1), -1)
         heard = torch.unique(near.indices[near.values > math.log(LEAST)])
         return cls(speller.ids[heard].cpu(), scores[..., 0].cpu(), scores[..., 1 + heard].cpu())

@@ -6,6 +6,7 @@ blanks and repetitions leave, as in connectionist temporal classification (Grave
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -100,8 +101,8 @@ class Speller(nn.Module):
         return torch.cat([self.blank(rows), product(self.query(rows), keys, bias)], -1)
 
     def in_phases(self, rows: Tensor) -> Tensor:
-        """Rows (n, phases * llm_dim), side by side, -> their scores (phases, n, 1 + tokens)."""
-        return self.scores(rows.view(len(rows), -1, self.blank.in_features).transpose(0, 1))
+        """Rows (n, phases * llm_dim), side by side, -> (phases, n, llm_dim)."""
+        return rows.view(len(rows), -1, self.blank.in_features).transpose(0, 1)
 
     def _all_keys(self) -> tuple[Tensor, Tensor]:
         weight = self.spelling.out2.weight
@@ -115,18 +116,38 @@ class Speller(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """The rows (n, phases * llm_dim) of a window, 80 ms each, to those that the LLM reads (m, llm_dim), one a token, at least one.
 
-        Of what is heard in each phase that counts which is likeliest in all of them.
+        What is heard in one phase counts, the one whose text is likeliest in all of them.
         """
         phases = self.in_phases(rows)
-        texts = [first_of_each(scores) for scores in phases]
-        best_phase = likeliest(phases, texts) if len(texts) > 1 else 0
-        scores, heard = phases[best_phase], texts[best_phase]
-        best = scores[heard, 1:].float().topk(min(MIXED, scores.shape[1] - 1), -1)
+        heard = [self._hear(phase) for phase in phases]
+        best = heard[self._likeliest(phases, heard) if len(heard) > 1 else 0].best
         kept = without_echoes(self.spellings[best.indices[:, 0]].tolist())
         values, tokens = best.values[kept], best.indices[kept]
         shares = (SHARPNESS * values).softmax(-1)  # (m, MIXED)
         mixed: Tensor = (shares[:, None].to(rows.dtype) @ self.embeddings[tokens])[:, 0]
         return mixed
+
+    def _hear(self, rows: Tensor) -> "_Heard":
+        scores = self.scores(rows)
+        best = scores[first_of_each(scores), 1:].float().topk(min(MIXED, scores.shape[1] - 1), -1)
+        return _Heard(best, scores.detach().float().logsumexp(-1))
+
+    @torch.no_grad()
+    def _likeliest(self, phases: Tensor, heard: Sequence["_Heard"]) -> int:
+        """Which phase's text is likeliest in all phases (phases, n, llm_dim): the mean of logarithms counts."""
+        tokens, places = torch.unique(torch.cat([one.best.indices[:, 0] for one in heard]), return_inverse=True)
+        near = self.scores(phases, tokens).float() - torch.stack([one.total for one in heard])[..., None]
+        texts = places.split([len(one.best.indices) for one in heard])
+        return int(how_likely(near, texts).mean(1).argmax())
+
+
+class _Heard(NamedTuple):
+    """What one phase hears."""
+
+    best: torch.return_types.topk
+    """The likeliest tokens (m, MIXED), by their places, of the rows that begin one, and their scores."""
+    total: Tensor
+    """The logarithm of the sum of all scores of each row (n,)."""
 
 
 def _parts(spelled: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,28 +155,22 @@ def _parts(spelled: Tensor) -> tuple[Tensor, Tensor]:
     return spelled[:, :-1] * spelled.shape[1] ** -0.5, spelled[:, -1].contiguous()
 
 
-@torch.no_grad()
-def likeliest(phases: Tensor, texts: Sequence[Tensor]) -> int:
-    """Which phase's text is likeliest in all phases, by connectionist temporal classification: the mean of logarithms counts.
+def how_likely(phases: Tensor, texts: Sequence[Tensor]) -> Tensor:
+    """Logarithms of probabilities (texts, phases) of texts, each of some tokens (m_i,), by connectionist temporal classification.
 
-    `phases` (phases, n, 1 + tokens) are scores; `texts` has for each phase the places of its rows (m,) at which a token is heard.
+    `phases` (phases, n, 1 + tokens) are those of the blank and of tokens at each moment.
     """
-    said = [scores[places, 1:].argmax(-1) for scores, places in zip(phases, texts, strict=True)]
-    tokens, places = torch.unique(torch.cat(said), return_inverse=True)
-    every = phases.float()
-    near = torch.cat([every[..., :1], every[..., 1 + tokens]], -1) - every.logsumexp(-1, keepdim=True)
-    n, length = len(said), phases.shape[1]
-    heard = near.transpose(0, 1).repeat(1, n, 1)  # (length, texts * phases, 1 + tokens of all texts)
-    targets = nn.utils.rnn.pad_sequence(list((1 + places).split([len(text) for text in said])), batch_first=True)
-    sizes = torch.tensor([len(text) for text in said])
+    n_phases, length, _ = phases.shape
+    targets = nn.utils.rnn.pad_sequence([1 + text for text in texts], batch_first=True)
+    sizes = torch.tensor([len(text) for text in texts])
     lost = F.ctc_loss(
-        heard,
-        targets.repeat_interleave(n, 0),
-        torch.full((n * n,), length),
-        sizes.repeat_interleave(n),
+        phases.transpose(0, 1).repeat(1, len(texts), 1),  # (n, texts * phases, 1 + tokens)
+        targets.repeat_interleave(n_phases, 0),
+        torch.full((len(texts) * n_phases,), length),
+        sizes.repeat_interleave(n_phases),
         reduction="none",
     )
-    return int(lost.view(n, n).sum(1).argmin())
+    return -lost.view(len(texts), n_phases)
 
 
 def without_echoes(spellings: Sequence[Sequence[int]]) -> list[int]:

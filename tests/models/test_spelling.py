@@ -5,7 +5,7 @@ from torch import Tensor
 from models.adapter import ModalityAdapter
 from models.config import AdapterSizes
 from models.lattice import Beginning, Lattice
-from models.spelling import LONGEST, SHARPNESS, Speller, first_of_each, likeliest, spoken_tokens, without_echoes
+from models.spelling import LONGEST, SHARPNESS, Speller, first_of_each, how_likely, spoken_tokens, without_echoes
 
 VOCABULARY = {
     "Ġthe": 7,
@@ -159,20 +159,32 @@ def test_scores_follow_the_weights(speller: Speller) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_phase_counts_whose_text_is_likeliest_in_all(seed: int) -> None:
+def test_texts_are_as_likely_in_each_phase_as_by_their_beginnings(seed: int) -> None:
     torch.manual_seed(seed)
-    phases = 2 * torch.randn(4, 7, 5)
-    phases[1:3] += phases[0]
-    phases[3, :, 0] -= 2  # which hears more tokens
-    texts = [first_of_each(scores) for scores in phases]
-    chances = phases.log_softmax(-1)
-    wholes = []
-    for scores, places in zip(phases, texts, strict=True):
-        beginning = Beginning(Lattice(torch.arange(4), chances[..., 0], chances[..., 1:]))
-        for token in scores[places, 1:].argmax(-1).tolist():
-            beginning.add(token)
-        wholes.append(beginning.whole())
-    assert likeliest(phases, texts) == wholes.index(max(wholes))
+    phases = (2 * torch.randn(3, 7, 5)).log_softmax(-1)
+    texts = [torch.randint(4, (length,)) for length in (1, 3, 2, 4)]
+    found = how_likely(phases, texts)
+    for text, likely in zip(texts, found, strict=True):
+        for phase, chance in zip(phases, likely, strict=True):
+            beginning = Beginning(Lattice(torch.arange(4), phase[None, :, 0], phase[None, :, 1:]))
+            for token in text.tolist():
+                beginning.add(token)
+            assert beginning.whole() == pytest.approx(float(chance), abs=1e-4)
+
+
+@torch.no_grad()
+def test_the_phase_is_spelled_whose_text_is_likeliest_in_all(speller: Speller) -> None:
+    speller.query.weight *= 8
+    chosen = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        rows = torch.randn(6, 3, 12)
+        chances = speller.scores(rows.transpose(0, 1)).log_softmax(-1)
+        texts = [scores[first_of_each(scores), 1:].argmax(-1) for scores in chances]
+        best = int(how_likely(chances, texts).mean(1).argmax())
+        torch.testing.assert_close(speller(rows.flatten(1)), speller(rows[:, best]))
+        chosen.add(best)
+    assert len(chosen) == 3
 
 
 @torch.no_grad()
