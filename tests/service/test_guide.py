@@ -96,15 +96,21 @@ def test_scores_are_those_of_both() -> None:
 
 
 def test_codes_share_the_texts_by_how_likely_they_are() -> None:
-    doubtful = heard({CAT: 0.5, CAP: 0.4}, {SAT: 0.9})
-    said = [a_reply(liking(), doubtful, (i + 0.5) / 400) for i in range(400)]
-    even = math.exp((math.log(0.5) - math.log(0.4)) / EVENNESS)
-    begin = [text[0] for text in said if text]
-    assert begin.count(CAT) / begin.count(CAP) == pytest.approx(even, rel=0.03)
-    assert begin == sorted(begin)  # codes near each other begin alike
-    behind = [text[1:] for text in said if text[:1] == [CAP]]
-    assert behind == sorted(behind, key=[[SAT], [CAT, SAT], [CAT], []].index)  # and go on so, the likeliest first
-    assert behind[0] == [SAT]
+    doubtful = heard({CAT: 0.5, CAP: 0.4}, {SAT: 0.3})
+    said = [text for i in range(400) if (text := a_reply(liking(), doubtful, (i + 0.5) / 400)) and text[0] != SAT]
+    begin = [text[0] for text in said]
+    assert begin == sorted(begin, key=[CAT, CAP].index)  # codes near each other begin alike, the likeliest first
+    assert begin.count(CAT) / begin.count(CAP) == pytest.approx((0.5 / 0.4) ** (1 / EVENNESS), rel=0.03)
+    more = math.log(0.3 / 0.7) + LONGER - EXPECTED * math.log(2)  # of SAT than of one of two ends
+    for first in (CAT, CAP):
+        behind = [text[1:] for text in said if text[0] == first]
+        assert behind == sorted(behind, key=[[SAT], []].index)
+        assert behind.count([SAT]) / behind.count([]) == pytest.approx(math.exp(more / EVENNESS), rel=0.05)
+
+
+@pytest.mark.parametrize("code", [0.0, 0.5, 1.0])
+def test_what_is_sure_is_said_by_every_code(code: float) -> None:
+    assert a_reply(liking(), heard({CAT: 1.0}, {SAT: 1.0}), code) == [CAT, SAT]
 
 
 @given(st.floats(0, 1, exclude_max=True), st.integers(0, 99))
