@@ -98,6 +98,9 @@ class Speller(nn.Module):
     def scores(self, rows: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Rows (..., llm_dim) -> scores (..., 1 + n) of the blank and of all spoken tokens, or of those at the places `tokens`."""
         keys, bias = self._all_keys() if tokens is None else _parts(self.spelling(self.spellings[tokens]))
+        return self._compare(rows, keys, bias)
+
+    def _compare(self, rows: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
         return torch.cat([self.blank(rows), product(self.query(rows), keys, bias)], -1)
 
     def in_phases(self, rows: Tensor) -> Tensor:
@@ -118,25 +121,21 @@ class Speller(nn.Module):
 
         What is heard in one phase counts, the one whose text is likeliest in all of them.
         """
-        phases = self.in_phases(rows)
-        heard = [self._hear(phase) for phase in phases]
-        best = heard[self._likeliest(phases, heard) if len(heard) > 1 else 0].best
+        phases, (keys, bias) = self.in_phases(rows), self._all_keys()
+        heard = [_hear(self._compare(phase, keys, bias)) for phase in phases]
+        best = heard[self._likeliest(phases, heard, keys, bias) if len(heard) > 1 else 0].best
         kept = without_echoes(self.spellings[best.indices[:, 0]].tolist())
         values, tokens = best.values[kept], best.indices[kept]
         shares = (SHARPNESS * values).softmax(-1)  # (m, MIXED)
         mixed: Tensor = (shares[:, None].to(rows.dtype) @ self.embeddings[tokens])[:, 0]
         return mixed
 
-    def _hear(self, rows: Tensor) -> "_Heard":
-        scores = self.scores(rows)
-        best = scores[first_of_each(scores), 1:].float().topk(min(MIXED, scores.shape[1] - 1), -1)
-        return _Heard(best, scores.detach().float().logsumexp(-1))
-
     @torch.no_grad()
-    def _likeliest(self, phases: Tensor, heard: Sequence["_Heard"]) -> int:
+    def _likeliest(self, phases: Tensor, heard: Sequence["_Heard"], keys: Tensor, bias: Tensor) -> int:
         """Which phase's text is likeliest in all phases (phases, n, llm_dim): the mean of logarithms counts."""
         tokens, places = torch.unique(torch.cat([one.best.indices[:, 0] for one in heard]), return_inverse=True)
-        near = self.scores(phases, tokens).float() - torch.stack([one.total for one in heard])[..., None]
+        totals = torch.stack([one.total for one in heard])[..., None]
+        near = self._compare(phases, keys[tokens], bias[tokens]).float() - totals
         texts = places.split([len(one.best.indices) for one in heard])
         return int(how_likely(near, texts).mean(1).argmax())
 
@@ -148,6 +147,12 @@ class _Heard(NamedTuple):
     """The likeliest tokens (m, MIXED), by their places, of the rows that begin one, and their scores."""
     total: Tensor
     """The logarithm of the sum of all scores of each row (n,)."""
+
+
+def _hear(scores: Tensor) -> _Heard:
+    """What is heard in scores (n, 1 + tokens)."""
+    best = scores[first_of_each(scores), 1:].float().topk(min(MIXED, scores.shape[1] - 1), -1)
+    return _Heard(best, scores.detach().float().logsumexp(-1))
 
 
 def _parts(spelled: Tensor) -> tuple[Tensor, Tensor]:
