@@ -92,7 +92,7 @@ class Embedder(nn.Module):
 
     @torch.inference_mode()
     def embed(self, windows: Sequence[Tensor]) -> list[Tensor]:
-        """Windows of float32 samples (n_i,) at 16 kHz, 0 < n_i <= 480,000, to speech embeddings (speech_length(n_i), llm_dim)."""
+        """Windows of float32 samples (n_i,) at 16 kHz, 0 < n_i <= 480,000, to speech embeddings (speech_length(n_i), width)."""
         return self.embed_features([self.features(w) for w in windows], [len(w) for w in windows])
 
     @torch.inference_mode()

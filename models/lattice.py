@@ -97,7 +97,7 @@ class Beginning:
         self._last = token
 
     def _before(self, again: bool = False) -> Scores:
-        """That a token may begin at each moment (P, T): the text so far is over, before the last token `again` by a blank."""
+        """That a token may begin at each moment (P, T): the text so far is over; for its last token `again`, there was a blank, too."""
         first = 0.0 if self._last is None else -np.inf
         return _earlier(self._over if again else np.logaddexp(self._over, self._in_token), first)
 

@@ -52,12 +52,13 @@ class Choice:
     def __init__(self, guide: Guide, said: list[int], device: torch.device) -> None:
         lattice = Lattice.unpack(guide.lattice)
         self._beginning = Beginning(lattice)
-        self._places = {token: place for place, token in enumerate(lattice.tokens.tolist())}
+        self._ids = [*lattice.tokens.tolist(), guide.ends[0]]
+        self._places = {token: place for place, token in enumerate(self._ids[:-1])}
         self._code = min(guide.code, BELOW_ONE)
         self._ends = torch.tensor(guide.ends, device=device)
         self._said = said
         self._read = 0
-        self.tokens = torch.cat([lattice.tokens.to(device), self._ends[:1]])
+        self.tokens = torch.tensor(self._ids, device=device)
         """Those (C + 1,) that may follow, the end last."""
 
     def expected(self, logits: Tensor) -> Tensor:
@@ -83,7 +84,8 @@ class Choice:
         upto = shares.cumsum()
         place = int(np.searchsorted(upto[:-1], self._code, side="right"))
         self._code = float(np.clip((self._code - upto[place] + shares[place]) / shares[place], 0.0, BELOW_ONE))
-        return int(self.tokens[ranked[place]])
+        token: int = self._ids[int(ranked[place])]
+        return token
 
 
 class JointDecoding(LogitsProcessor):  # type: ignore[misc]
