@@ -1,9 +1,11 @@
 """`make killed-model`: a tiny model whose build is killed in each stage, and begun again, has the files of one that was not.
 
-Needs what `make model` needs. The stages are those of models/smol/build.py; of the ten that write replies, the first is killed.
+Needs what `make model` needs. The stages are those of models/smol/build.py; of the ten that write replies, the first is killed. The LLM's
+replies are taken over by the other build, for vLLM's greedy ones depend on which are written together; what counts is that none is missing.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from models.training.align import ADAPTER
+from models.updates import ADAPTER
 
 OPTIONS = (
     "--utterances 1500 --natural 600 --replies 40 --dev 20 --warm-steps 8 --align-steps 4 --workers 1"
@@ -75,30 +77,40 @@ def build(folder: Path, killed: list[str]) -> bool:
 
 
 def differing(ours: Path, theirs: Path) -> list[str]:
-    """The files of two builds that are not the same, but for where they lie and the order in which replies were done."""
+    """The files of two builds that are not the same, but for where they lie."""
 
     def content(folder: Path, name: Path) -> bytes:
-        data = (folder / name).read_bytes().replace(str(folder).encode(), b"")
-        return b"".join(sorted(data.splitlines(keepends=True))) if name.suffix == ".jsonl" else data
+        return (folder / name).read_bytes().replace(str(folder).encode(), b"")
 
     names = [file.relative_to(theirs) for part in PARTS for file in sorted(theirs.glob(part))]
     return [str(name) for name in names if content(ours, name) != content(theirs, name)]
 
 
+def take_over_replies(ours: Path, theirs: Path) -> None:
+    """Copies the replies of one build to another; each recording that was told something has replied once."""
+    (theirs / "replies").mkdir(parents=True)
+    for file in sorted((ours / "replies").glob("*.jsonl")):
+        text = file.read_text()
+        asked = ours / "told" / file.name
+        if asked.exists() and len(text.splitlines()) != len(asked.read_text().splitlines()):
+            raise SystemExit(f"{file.name} does not have as many replies as were asked for")
+        (theirs / "replies" / file.name).write_text(text.replace(str(ours), str(theirs)))
+
+
 def main() -> None:
-    """Builds twice, and compares."""
-    with tempfile.TemporaryDirectory() as scratch:
-        whole, interrupted = Path(scratch) / "whole", Path(scratch) / "interrupted"
-        killed: list[str] = []
-        while not build(interrupted, killed):
-            pass
-        build(whole, [stage for stage in killed if stage != "evaluate"])  # which the adapter does not depend on
-        different = differing(interrupted, whole)
-        print(
-            "not as in a build that was not killed:" if different else "all as in a build that was not killed",
-            *different,
-        )
-        raise SystemExit(bool(different))
+    """Builds twice, and compares; where they differ, both are kept."""
+    scratch = Path(tempfile.mkdtemp())
+    whole, interrupted = scratch / "whole", scratch / "interrupted"
+    killed: list[str] = []
+    while not build(interrupted, killed):
+        pass
+    take_over_replies(interrupted, whole)
+    build(whole, [stage for stage in killed if stage != "evaluate"])  # which the adapter does not depend on
+    if different := differing(interrupted, whole):
+        print(f"not as in a build that was not killed, see {scratch}:", *different)
+        raise SystemExit(1)
+    print("all as in a build that was not killed")
+    shutil.rmtree(scratch)
 
 
 if __name__ == "__main__":
