@@ -20,6 +20,7 @@ from models.features import SAMPLE_RATE
 from models.lora import merged
 from models.pretrained import PartError, find_part, how_to_get
 from models.prompt import PromptBuilder
+from models.updates import ADAPTER, adapter_tensors
 from models.weights import Files, files_in, fitting, have_same_weights, load_strict, read_tensors
 
 # LLMs embed tokens with norms around 1; a layer norm of width 4096 that was never trained gives 64. Beyond this ratio the adapter was
@@ -105,7 +106,7 @@ class Checkpoint:
         with torch.device("meta"):
             adapter = ModalityAdapter(encoder_dim, self.llm_dim(), self.config.adapter)
         adapter.to_empty(device="cpu")
-        load_strict(adapter, _adapter_tensors(self.folder), str(self.folder / "adapter.safetensors"))
+        load_strict(adapter, adapter_tensors(self.folder), str(self.folder / ADAPTER))
         if adapter.speller is not None:
             adapter.speller.know(self.tokenizer().get_vocab(), embedding_table(self.llm).float())
         return adapter
@@ -182,12 +183,6 @@ def _encoder_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             yield name.removeprefix("model.encoder."), tensor
         elif not name.startswith(("model.decoder.", "proj_out.")):
             yield name, tensor
-
-
-def _adapter_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    if not (folder / "adapter.safetensors").exists():
-        raise CheckpointError(f"{folder}: no adapter.safetensors")
-    return read_tensors(folder)
 
 
 def embedding_table(llm: Path) -> Tensor:

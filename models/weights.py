@@ -44,7 +44,7 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """
     seen: set[str] = set()
     for file in weight_files(folder):
-        for name, tensor in _read_file(file):
+        for name, tensor in read_file(file):
             if name in seen:
                 raise CheckpointError(f"{file}: tensor {name!r} stands in two files")
             seen.add(name)
@@ -70,7 +70,8 @@ def have_same_weights(folder: Path, other: Path) -> bool:
     )
 
 
-def _read_file(file: Path) -> Iterator[tuple[str, Tensor]]:
+def read_file(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yields every (name, tensor) of one file, as `read_tensors` does. Raises CheckpointError."""
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as tensors:

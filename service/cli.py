@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from models.config import CheckpointError, PaddingPolicy, PromptFormat
 from models.manifest import InputError
-from service.alignment.commands import Align, Continue, Evaluate, Instruct, WarmStart
+from service.alignment.commands import Align, Continue, Evaluate, Instruct, Update, WarmStart
 from service.errors import ApiError, OptionError
 from service.gate.keys import key_line, new_key
 from service.load.bench import Bench
@@ -247,6 +247,7 @@ class Blsp(BaseSettings):
     continue_: CliSubCommand[Continue] = Field(alias="continue", description="let an LLM continue transcripts")
     warm_start: CliSubCommand[WarmStart] = Field(description="begin to train an adapter, without the LLM")
     align: CliSubCommand[Align] = Field(description="train an adapter")
+    update: CliSubCommand[Update] = Field(description="write what a training changed as a small file")
     evaluate: CliSubCommand[Evaluate] = Field(description="compare replies to text and to speech")
     instruct: CliSubCommand[Instruct] = Field(description="instruction-tune an LLM")
     bench: CliSubCommand[Bench] = Field(description="put load on a running server and measure it")

@@ -83,7 +83,8 @@ def locked(file: Path) -> dict[str, str]:
     text = file.read_text()
     found = dict(re.findall(r"^([\w.-]+)==((?:.*\\\n)*.*)", text, re.M))
     for other in re.findall("^-r (.*)", text, re.M):
-        assert not (more := locked(file.parent / other)).keys() & found.keys()
+        more = locked(file.parent / other)
+        assert not more.keys() & found.keys()
         found |= more
     return found
 

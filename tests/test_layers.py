@@ -58,6 +58,7 @@ PARTS = {
         *("models/config", "models/features", "models/encoder", "models/adapter", "models/packed", "models/graphs"),
     },
     "models/weights": {"models/config"},
+    "models/updates": {"models/config", "models/weights"},
     "models/tokenizer": {"models/config"},
     "models/lora": {"models/config", "models/weights"},
     "models/pretrained": {"models/ctranslate2", "models/gguf_llm"},
@@ -65,11 +66,11 @@ PARTS = {
     "models/random_init": {"models/config", "models/encoder", "models/adapter"},
     "models/checkpoint": {
         *("models/config", "models/features", "models/encoder", "models/adapter", "models/embedder", "models/prompt"),
-        *("models/weights", "models/lora", "models/pretrained", "models/official"),
+        *("models/weights", "models/updates", "models/lora", "models/pretrained", "models/official"),
     },
     "models/training": {
         *("models/config", "models/features", "models/encoder", "models/spelling", "models/adapter", "models/embedder"),
-        *("models/manifest", "models/prompt", "models/weights", "models/checkpoint"),
+        *("models/manifest", "models/prompt", "models/weights", "models/updates", "models/checkpoint"),
     },
     "models/evaluation": {
         "models/features",
@@ -79,8 +80,8 @@ PARTS = {
         "models/training",
     },
     "models/smol": {
-        *("models/config", "models/manifest", "models/prompt", "models/weights", "models/checkpoint"),
-        *("models/training", "models/evaluation"),
+        *("models/config", "models/manifest", "models/prompt", "models/weights", "models/updates", "models/checkpoint"),
+        "models/evaluation",
     },
     "service/errors": set(),
     "service/heap": set(),
@@ -176,6 +177,7 @@ PARTS = {
             "models/manifest",
             "models/prompt",
             "models/checkpoint",
+            "models/updates",
             "models/training",
         ),
         "models/evaluation",

@@ -19,7 +19,7 @@ from models.checkpoint import fetch
 from models.config import AdapterSizes, BlspConfig
 from models.manifest import read_json_lines
 from models.smol.instructions import BEGUN, EXPECTING, QUOTED, REPEAT, REPEAT_TOO, REPLIES
-from models.training.align import ADAPTER
+from models.updates import ADAPTER
 from models.weights import in_int4
 
 ENCODER, LLM = "openai/whisper-base", "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -20,9 +20,8 @@ from models.training.batches import Collator
 from models.training.model import TRAINED, AdapterModel
 from models.training.states import Heard, Progress, keep_states
 from models.training.trainer import LengthTrainer, run
+from models.updates import ADAPTER, adapter_tensors
 from models.weights import load_strict, read_tensors
-
-ADAPTER = "adapter.safetensors"
 
 
 class AlignmentTrainer(LengthTrainer):
@@ -136,7 +135,7 @@ def prepare(
 def first_adapter(checkpoint: Checkpoint, embeddings: Tensor, seed: int) -> dict[str, Tensor]:
     """The checkpoint's own adapter; where it has none, a new one whose rows have the spread of the LLM's embeddings."""
     if (checkpoint.folder / ADAPTER).exists():
-        return dict(read_tensors(checkpoint.folder))
+        return dict(adapter_tensors(checkpoint.folder))
     encoder_dim = int(WhisperConfig.from_pretrained(checkpoint.encoder).d_model)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -19,28 +19,40 @@ from models.adapter import ModalityAdapter
 from models.checkpoint import Checkpoint, embedding_table
 from models.manifest import Example, InputError, ReadAudio
 from models.spelling import SPACES, Speller, first_of_each
-from models.training.align import ADAPTER, AlignmentTrainer, first_adapter, shared_config, write_adapter
+from models.training.align import AlignmentTrainer, first_adapter, shared_config, write_adapter
+from models.training.low_rank import changed, freeze_but_changes
 from models.training.states import EncoderStates, Heard, Progress, keep_states
+from models.updates import ADAPTER
 from models.weights import load_strict, read_tensors
 
 MASKING = 0.15  # of the states' channels, at most
 WEIGHT = 1.2  # of the letters' loss, a letter, beside the tokens', a token
 ALPHABET = "abcdefghijklmnopqrstuvwxyz' "
-HEAD = "head.pt"
+HEAD, CHANGES = "head.pt", "changes.pt"
+"""Of a checkpoint: the letters' head, and what a training of low rank goes on with, beside the adapter that it has made."""
 
 
 class WarmStart(nn.Module):
     """An adapter that spells, with a head that tells letters behind its first convolution.
 
     Its loss is the negative log likelihood of the transcripts' tokens, a token, and of their letters, a letter. In a step the tokens of the
-    batch are scored with `negatives` random others (None: with all, which is exact, and right on a GPU).
+    batch are scored with `negatives` random others (None: with all, which is exact, and right on a GPU). With a `rank`, changes of that
+    rank to the adapter's matrices are learnt.
     """
 
     def __init__(
-        self, adapter: ModalityAdapter, states: EncoderStates, negatives: int | None = None, masking: float = 0.0
+        self,
+        adapter: ModalityAdapter,
+        states: EncoderStates,
+        negatives: int | None = None,
+        masking: float = 0.0,
+        rank: int = 0,
     ) -> None:
         super().__init__()
         self.adapter = adapter.float().requires_grad_(True)
+        self.rank = rank
+        if rank:
+            freeze_but_changes(self.adapter, rank)
         self.states = states
         self.negatives = negatives
         self.masking = masking
@@ -154,12 +166,17 @@ class WarmStartTrainer(AlignmentTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         out = Path(output_dir or self.args.output_dir)
-        write_adapter(self.model.adapter.state_dict(), self._config, out)
+        write_adapter(dict(changed(self.model.adapter)), self._config, out)
+        if self.model.rank:
+            torch.save(self.model.adapter.state_dict(), out / CHANGES)
         torch.save({name: value.cpu() for name, value in self.model.letters.state_dict().items()}, out / HEAD)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        load_strict(self.model.adapter, read_tensors(folder), resume_from_checkpoint)
+        if self.model.rank:
+            self.model.adapter.load_state_dict(torch.load(folder / CHANGES, weights_only=True))
+        else:
+            load_strict(self.model.adapter, read_tensors(folder), resume_from_checkpoint)
         self.model.letters.load_state_dict(torch.load(folder / HEAD, weights_only=True))
 
 
@@ -172,6 +189,7 @@ def prepare(
     states: Path | None = None,
     negatives: int | None = None,
     masking: float = MASKING,
+    rank: int = 0,
     progress: Progress = lambda done, total: None,
 ) -> WarmStartTrainer:
     """A trainer of the checkpoint's adapter, or of a new one, by recordings and transcripts, into `args.output_dir`; `run` has it train.
@@ -193,7 +211,7 @@ def prepare(
         kept = keep_states(heard, read, embedder, states, progress).to(args.device)
     with torch.random.fork_rng():
         torch.manual_seed(args.seed)
-        model = WarmStart(embedder.adapter, kept, negatives, masking)
+        model = WarmStart(embedder.adapter, kept, negatives, masking, rank)
     if (checkpoint.folder / HEAD).exists():
         model.letters.load_state_dict(torch.load(checkpoint.folder / HEAD, weights_only=True))
     collator = Spelled(checkpoint.tokenizer(), model.speller.ids, kept.places)

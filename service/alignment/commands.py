@@ -162,6 +162,9 @@ class WarmStart(BaseSettings):
         None, ge=1, description="other tokens that a step scores beside its own; 2500 is right on CPUs; default: all"
     )
     masking: float = Field(0.1, ge=0, le=1, description="share of the states' channels that a step hides, at most")
+    rank: int = Field(
+        0, ge=0, description="train changes of this rank, which `blsp update` puts in a small file; 0: all weights"
+    )
     cache: Path = CACHE
     trainer: CliUnknownArgs = HUGGING_FACE
 
@@ -184,10 +187,29 @@ class WarmStart(BaseSettings):
                 states=self.states,
                 negatives=self.negatives,
                 masking=self.masking,
+                rank=self.rank,
                 progress=show,
             )
         run(trainer)
         console.print(f"Wrote {self.out}")
+
+
+class Update(BaseSettings):
+    """Write what a training has changed of a checkpoint's adapter as an update: a small file that lies beside that adapter."""
+
+    model_config = SettingsConfigDict(env_prefix="BLSP_", extra="forbid", protected_namespaces=())
+
+    checkpoint: CliPositionalArg[Path] = Field(description="folder whose adapter.safetensors the update is for")
+    trained: CliPositionalArg[Path] = Field(description="folder of what was trained from it")
+    out: CliPositionalArg[Path] = Field(description="file to write; it counts as update.safetensors in CHECKPOINT")
+    rank: int = Field(32, ge=1, description="of the changes of matrices; `blsp warm-start --rank` trains such changes")
+
+    def cli_cmd(self) -> None:
+        """Writes the file."""
+        from models.updates import write_update
+
+        write_update(self.checkpoint, self.trained, self.out, self.rank)
+        console.print(f"Wrote {self.out}, {self.out.stat().st_size / 1e6:.2f} MB")
 
 
 class Evaluate(BaseSettings):

@@ -23,7 +23,7 @@ from models.config import AdapterSizes
 from models.evaluation.local import LocalModel
 from models.prompt import CONTINUE
 from models.training.align import shared_config
-from service.alignment.commands import Align, Continue, Evaluate, Instruct, WarmStart
+from service.alignment.commands import Align, Continue, Evaluate, Instruct, Update, WarmStart
 from service.audio.recordings import read_samples
 from tests.serving import BLSP
 from tests.sounds import encode, voice, wav
@@ -40,6 +40,7 @@ class App(BaseSettings):
     warm_start: CliSubCommand[WarmStart]
     align: CliSubCommand[Align]
     evaluate: CliSubCommand[Evaluate]
+    update: CliSubCommand[Update]
     instruct: CliSubCommand[Instruct]
 
     def cli_cmd(self) -> None:
@@ -136,6 +137,9 @@ def test_align_goes_on_from_a_warm_start(
     config.write(speller)
     run("warm-start", speller, tmp_path / "manifest.jsonl", tmp_path / "warm", "--negatives", "2", *options)
     assert "4/4" in capsys.readouterr().err
+    run("warm-start", tmp_path / "warm", tmp_path / "manifest.jsonl", tmp_path / "more", "--rank", "1", *options)
+    run("update", tmp_path / "warm", tmp_path / "more", tmp_path / "warm" / "update.safetensors", "--rank", "1")
+    assert "MB" in capsys.readouterr().err
     note = tmp_path / "states" / "states.json"
     made = note.stat().st_mtime_ns
     told = [{"instruction": "Repeat:", "loss": "ce"}, {"instruction": "Answer:", "loss": "kl"}] * 2

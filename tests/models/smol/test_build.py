@@ -12,7 +12,7 @@ from models.config import BlspConfig
 from models.manifest import Line, read_examples, read_manifest
 from models.smol import build
 from models.smol.instructions import REPEAT, REPEAT_TOO, REPLIES
-from models.training.align import ADAPTER
+from models.updates import ADAPTER
 from models.weights import read_tensors
 
 TEXTS = [f"This is the sentence of number {i}." for i in range(60)] + ["and lists of words", "Too short."]

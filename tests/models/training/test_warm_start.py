@@ -14,6 +14,7 @@ from models.training.arguments import WARM_START, training_arguments
 from models.training.states import EncoderStates, Heard, keep_states
 from models.training.trainer import run
 from models.training.warm_start import WEIGHT, Spelled, WarmStart, WarmStartTrainer, ctc, masked, prepare
+from models.updates import UP, adapter_tensors, difference, updated
 from tests.models.training.conftest import read
 
 
@@ -102,9 +103,9 @@ def test_transcripts_that_are_not_of_spoken_tokens_have_no_targets(speller: Chec
     assert spelled.targets("Nr. 5") is None
 
 
-def trainer(speller: Checkpoint, short: list[Example], out: Path, *options: str) -> WarmStartTrainer:
+def trainer(speller: Checkpoint, short: list[Example], out: Path, *options: str, rank: int = 0) -> WarmStartTrainer:
     args = training_arguments(out, [*TRAINING, *options], WARM_START)
-    trainer = prepare(speller, short, read, args, states=out.parent / "states")
+    trainer = prepare(speller, short, read, args, states=out.parent / "states", rank=rank)
     run(trainer)
     return trainer
 
@@ -117,13 +118,16 @@ def test_it_learns_to_spell(speller: Checkpoint, short: list[Example], tmp_path:
     assert jiwer.cer([e.text for e in short], spelled) < 0.2
 
 
-def test_a_resumed_run_ends_as_one_in_one_go(speller: Checkpoint, short: list[Example], tmp_path: Path) -> None:
-    whole = trainer(speller, short, tmp_path / "whole", "8", "--save_steps", "3")
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_resumed_run_ends_as_one_in_one_go(
+    speller: Checkpoint, short: list[Example], tmp_path: Path, rank: int
+) -> None:
+    whole = trainer(speller, short, tmp_path / "whole", "8", "--save_steps", "3", rank=rank)
     args = training_arguments(tmp_path / "cut", [*TRAINING, "8", "--save_steps", "3"], WARM_START)
-    first = prepare(speller, short, read, args, states=tmp_path / "states")
+    first = prepare(speller, short, read, args, states=tmp_path / "states", rank=rank)
     first.add_callback(_Stop(3))
     first.train()
-    resumed = trainer(speller, short, tmp_path / "cut", "8", "--save_steps", "3")
+    resumed = trainer(speller, short, tmp_path / "cut", "8", "--save_steps", "3", rank=rank)
     for (name, a), b in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
     assert digest(tmp_path / "whole") == digest(tmp_path / "cut")
@@ -131,6 +135,17 @@ def test_a_resumed_run_ends_as_one_in_one_go(speller: Checkpoint, short: list[Ex
 
 def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "adapter.safetensors").read_bytes()).hexdigest()
+
+
+def test_changes_of_low_rank_are_all_that_an_update_says(
+    speller: Checkpoint, short: list[Example], tmp_path: Path
+) -> None:
+    trainer(speller, short, tmp_path / "run", "20", "--warmup_steps", "0", rank=2)
+    before, after = (dict(adapter_tensors(folder)) for folder in (speller.folder, tmp_path / "run"))
+    assert all(not torch.equal(after[name], tensor.float()) for name, tensor in before.items())
+    update = difference(before, after, 2)
+    assert sum(name.endswith(UP) for name in update) > 5
+    torch.testing.assert_close(dict(updated(before.items(), update, "")), after, rtol=1e-4, atol=1e-5)
 
 
 def test_what_it_makes_is_a_checkpoint(speller: Checkpoint, short: list[Example], tmp_path: Path) -> None:
