@@ -29,7 +29,13 @@ def adapter_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 def write_update(checkpoint: Path, trained: Path, file: Path, rank: int) -> None:
     """Writes the update that makes the adapter of the folder `trained` of that of `checkpoint`, in 4 bits. Raises CheckpointError."""
     before, after = dict(read_file(checkpoint / ADAPTER)), dict(adapter_tensors(trained))
+    if _shapes(before) != _shapes(after):
+        raise CheckpointError(f"{trained}: its adapter has other tensors than that of {checkpoint}")
     save_file(in_int4(difference(before, after, rank)), file)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def is_low_rank(shape: torch.Size, rank: int) -> bool:

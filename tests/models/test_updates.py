@@ -60,6 +60,15 @@ def test_a_second_update_holds_the_first(before: Tensors, after: Tensors, tmp_pa
     assert (dict(adapter_tensors(tmp_path))["bias"] - after["bias"]).norm() < 0.01 * after["bias"].norm()
 
 
+def test_there_is_none_between_adapters_of_other_shapes(before: Tensors, tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for folder, tensors in ((ours, before), (theirs, before | {"bias": torch.ones(3)})):
+        folder.mkdir()
+        save_file(tensors, folder / ADAPTER)
+    with pytest.raises(CheckpointError, match="has other tensors than that of"):
+        write_update(ours, theirs, tmp_path / UPDATE, rank=4)
+
+
 @pytest.mark.parametrize(
     ("update", "message"),
     [
