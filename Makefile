@@ -82,7 +82,7 @@ fuzz: .venv/bin/blsp ## Decode 20,000 mutated files of every format, and hold 5,
 	.venv/bin/python -m tests.fuzz
 	TALKS=5000 .venv/bin/pytest --timeout 3600 tests/service/test_realtime_fuzz.py
 
-killed-model: .venv/bin/blsp ## Build a tiny model twice, killed in each stage and not, and see that both are the same (half an hour).
+killed-model: .venv/bin/blsp ## Build a tiny model twice, killed in each stage and not, and see that both are the same (a quarter of an hour).
 	.venv/bin/python -m tests.killed_model
 
 schemathesis: .venv/bin/blsp ## Ten minutes of generated requests against the server on PORT: no defect, nothing that is not documented.
