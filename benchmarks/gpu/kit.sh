@@ -13,7 +13,7 @@ kit=build/gpu-kit
 rm -rf "$kit"/wheels "$kit"/part.*
 mkdir -p "$kit"/wheels
 platforms=$(printf -- '--platform manylinux_2_%d_x86_64 ' 17 24 26 27 28 31 34 35)
-grep --only-matching --extended-regexp '^[A-Za-z0-9._-]+==[^ \\]+' deploy/gpu.lock \
+grep --no-filename --only-matching --extended-regexp '^[A-Za-z0-9._-]+==[^ \\]+' deploy/serving.lock deploy/gpu.lock \
   | awk -F == 'function name(x) { x = tolower(x); gsub(/[._]/, "-", x); return x } NR == FNR { have[name($1)]; next } !(name($1) in have)' "$there" - \
   | { grep --invert-match --extended-regexp "$without" || true; } | { grep --extended-regexp "${ONLY:-.}" || true; } | while read -r wanted; do
     # shellcheck disable=SC2086

@@ -13,7 +13,7 @@ def pins() -> dict[str, str]:
     packages = json.loads((ROOT / "tests" / "javascript" / "package-lock.json").read_text())["packages"]
     npm = ("openai", "ai", "@ai-sdk/openai", "@ai-sdk/openai-compatible")
     pinned = re.findall(r"^([\w-]+)(?:\[.*\])?==(\S+)", (FOLDER / "requirements.txt").read_text(), re.M)
-    locked = re.findall(r"^(openai)==(\S+)", (ROOT / "requirements.lock").read_text(), re.M)
+    locked = re.findall(r"^(openai)==(\S+)", (ROOT / "deploy" / "serving.lock").read_text(), re.M)
     return {
         **{f"npm {name}": packages[f"node_modules/{name}"]["version"] for name in npm},
         **dict(pinned + locked),
