@@ -72,10 +72,10 @@ def updated(
         up, down = left.pop(name + UP, None), left.pop(name + DOWN, None)
         try:
             if up is not None and down is not None:
-                change = (up @ down).view_as(tensor)
+                change = up @ down
             elif up is not None or down is not None:
                 raise CheckpointError(f"{where}: half a change of {name!r}")
-            yield name, tensor if change is None else tensor.float() + change
+            yield name, tensor if change is None else tensor.float() + change.view_as(tensor)
         except RuntimeError as error:
             raise CheckpointError(f"{where}: its change of {name!r} does not fit: {error}") from error
     if left:

@@ -20,7 +20,7 @@ from models.training.batches import Collator
 from models.training.model import TRAINED, AdapterModel
 from models.training.states import Heard, Progress, keep_states
 from models.training.trainer import LengthTrainer, run
-from models.updates import ADAPTER, adapter_tensors
+from models.updates import ADAPTER, UPDATE, adapter_tensors
 from models.weights import load_strict, read_tensors
 
 
@@ -49,10 +49,11 @@ class AlignmentTrainer(LengthTrainer):
 
 
 def write_adapter(weights: dict[str, Tensor], config: BlspConfig, folder: Path) -> None:
-    """Writes adapter.safetensors and config.json; a kill leaves the old file or the new one."""
+    """Writes adapter.safetensors and config.json, in place of an update, too; a kill leaves the old file or the new one."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{ADAPTER}"
     save_file({name: w.detach().float().cpu().contiguous() for name, w in weights.items()}, partial)
+    (folder / UPDATE).unlink(missing_ok=True)  # it is in these weights, or was for others
     partial.replace(folder / ADAPTER)
     config.write(folder)
 

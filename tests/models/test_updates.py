@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.config import CheckpointError
+from models.config import BlspConfig, CheckpointError
+from models.training.align import write_adapter
 from models.updates import ADAPTER, UPDATE, adapter_tensors, difference, updated, write_update
 
 Tensors = dict[str, Tensor]
@@ -60,6 +61,14 @@ def test_a_second_update_holds_the_first(before: Tensors, after: Tensors, tmp_pa
     assert (dict(adapter_tensors(tmp_path))["bias"] - after["bias"]).norm() < 0.01 * after["bias"].norm()
 
 
+def test_what_a_training_writes_takes_its_place(before: Tensors, after: Tensors, tmp_path: Path) -> None:
+    """A training into the folder that it goes on from has the update in its weights already."""
+    save_file(before, tmp_path / ADAPTER)
+    save_file(difference(before, after, 4), tmp_path / UPDATE)
+    write_adapter(dict(adapter_tensors(tmp_path)), BlspConfig(encoder="e", llm="l"), tmp_path)
+    torch.testing.assert_close(dict(adapter_tensors(tmp_path)), after)
+
+
 def test_there_is_none_between_adapters_of_other_shapes(before: Tensors, tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     for folder, tensors in ((ours, before), (theirs, before | {"bias": torch.ones(3)})):
@@ -73,6 +82,7 @@ def test_there_is_none_between_adapters_of_other_shapes(before: Tensors, tmp_pat
     ("update", "message"),
     [
         ({"bias.plus": torch.ones(3)}, r"x: its change of 'bias' does not fit"),
+        ({"bias.plus": torch.ones(1)}, r"x: its change of 'bias' does not fit"),
         ({"conv.up": torch.ones(64, 4), "conv.down": torch.ones(5, 96)}, r"x: its change of 'conv' does not fit"),
         ({"conv.up": torch.ones(64, 4), "conv.down": torch.ones(4, 95)}, r"x: its change of 'conv' does not fit"),
         ({"conv.up": torch.ones(64, 4)}, r"x: half a change of 'conv'"),
