@@ -4,6 +4,7 @@ Needs what `make model` needs. The stages are those of models/smol/build.py; of 
 replies are taken over by the other build, for vLLM's greedy ones depend on which are written together; what counts is that none is missing.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -92,8 +93,10 @@ def take_over_replies(ours: Path, theirs: Path) -> None:
     for file in sorted((ours / "replies").glob("*.jsonl")):
         text = file.read_text()
         asked = ours / "told" / file.name
-        if asked.exists() and len(text.splitlines()) != len(asked.read_text().splitlines()):
-            raise SystemExit(f"{file.name} does not have as many replies as were asked for")
+        if asked.exists():
+            replied = sorted(json.loads(line)["index"] for line in text.splitlines())
+            if replied != list(range(len(asked.read_text().splitlines()))):
+                raise SystemExit(f"{file.name} does not have one reply for each line that asked: {replied}")
         (theirs / "replies" / file.name).write_text(text.replace(str(ours), str(theirs)))
 
 
