@@ -15,9 +15,8 @@ class Change(nn.Module):
     def __init__(self, matrix: Tensor, rank: int) -> None:
         super().__init__()
         self.up = nn.Parameter(matrix.new_zeros(len(matrix), rank))
-        self.down = nn.Parameter(
-            torch.randn(rank, matrix[0].numel()) / rank**0.5
-        )  # a step is as large as without `down`
+        # So large that a step of `up` changes the matrix about as much as a step of its own.
+        self.down = nn.Parameter(torch.randn(rank, matrix[0].numel()) / rank**0.5)
 
     def forward(self, matrix: Tensor) -> Tensor:
         """The matrix, changed."""
