@@ -18,9 +18,9 @@ from rich.table import Table
 
 from benchmarks.hearing import rate
 from models.checkpoint import open_checkpoint
-from models.config import AdapterSizes
+from models.config import AdapterSizes, BlspConfig
 from models.manifest import AudioSpan, Example, read_transcripts
-from models.smol.build import CONFIG, SIZES, lines, run, write_lines
+from models.smol.build import CONFIG, lines, run, write_lines
 from models.training.states import Heard, keep_states
 from models.training.warm_start import WarmStart
 from service.audio.recordings import read_samples
@@ -42,7 +42,7 @@ class Way:
     @property
     def sizes(self) -> AdapterSizes:
         """Of its adapter."""
-        return SIZES.model_copy(update=self.changed)
+        return BlspConfig.read(Path(SHIPS)).adapter.model_copy(update=self.changed)
 
 
 WAYS = {
