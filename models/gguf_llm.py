@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 from gguf import GGUFReader, dequantize
-from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
+
+from models.weights import write_file
 
 NAMES = {
     "token_embd": "model.embed_tokens",
@@ -33,7 +34,7 @@ def convert_llm(source: Path, target: Path) -> None:
     reader = GGUFReader(source)
     config = _config(reader)
     tensors = {_name(t.name): _tensor(t, config) for t in reader.tensors}
-    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    write_file(tensors, target / "model.safetensors")
     config.save_pretrained(target)
     ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     GenerationConfig(**ids).save_pretrained(target)

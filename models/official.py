@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, WhisperConfig
 
@@ -23,7 +22,7 @@ from models.adapter import ModalityAdapter
 from models.config import AdapterSizes, BlspConfig, CheckpointError
 from models.encoder import WhisperEncoder
 from models.tokenizer import from_sentencepiece
-from models.weights import ShardWriter, check_tensor, read_tensors, weight_files
+from models.weights import ShardWriter, check_tensor, read_tensors, weight_files, write_file
 
 ENCODER, LLM = "whisper_model.", "llama_model."
 ADAPTER = ("subsampler.", "speech_ln.", "adapter.")
@@ -135,7 +134,7 @@ def _split_weights(source: Path, target: Path, expected: dict[str, torch.Size], 
         raise CheckpointError(f"{source}: missing tensors {sorted(missing)}, unexpected tensors {sorted(unexpected)}")
     for writer in writers.values():
         writer.close()
-    save_file(adapter, target / "adapter.safetensors")
+    write_file(adapter, target / "adapter.safetensors")
 
 
 def _write_generation_config(config: LlamaConfig, folder: Path) -> None:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from transformers import WhisperConfig
 
 from models.ctranslate2 import whisper_encoder
 from models.gguf_llm import convert_llm
+from models.weights import write_file
 
 VERSION = "1"  # of what the converters write
 
@@ -79,7 +79,7 @@ def _whisper_base(sources: Sequence[Path], target: Path) -> None:
     """Whisper base's encoder, float16, in transformers' layout."""
     content = io.BytesIO(b"".join(source.read_bytes() for source in sources))
     tensors = {name: torch.from_numpy(array.copy()) for name, array in whisper_encoder(content)}
-    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    write_file(tensors, target / "model.safetensors")
     WhisperConfig(
         d_model=512,
         encoder_layers=6,
@@ -158,8 +158,6 @@ def _convert(part: Part, sources: Sequence[Path], folder: Path) -> None:
     partial = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
     try:
         part.convert(sources, partial)
-        for file in partial.iterdir():
-            file.chmod(0o644)
         partial.chmod(0o755)
         partial.rename(folder)
     except SafetensorError as error:  # its own name for what the system says

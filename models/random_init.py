@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from torch import nn
@@ -14,6 +13,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from models.adapter import ModalityAdapter
 from models.config import AdapterSizes, BlspConfig, PaddingPolicy, PromptFormat
 from models.encoder import WhisperEncoder
+from models.weights import write_file
 
 Module = TypeVar("Module", bound=nn.Module)
 SPECIAL = ["<unk>", "<s>", "</s>"]
@@ -69,17 +69,17 @@ def init_checkpoint(
 
     (target / "encoder").mkdir(parents=True)
     whisper.save_pretrained(target / "encoder")
-    save_file(encoder.state_dict(), target / "encoder" / "model.safetensors")
+    write_file(encoder.state_dict(), target / "encoder" / "model.safetensors")
     if llm is not None:
         llm.save_pretrained(target / "llm")
     else:
         llama.update({"architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"})
         llama.save_pretrained(target / "llm")
         embeddings = torch.randn(vocabulary, llm_dim, dtype=torch.bfloat16) * llm_dim**-0.5
-        save_file({"model.embed_tokens.weight": embeddings}, target / "llm" / "model.safetensors")
+        write_file({"model.embed_tokens.weight": embeddings}, target / "llm" / "model.safetensors")
     GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0).save_pretrained(target / "llm")
     byte_tokenizer(vocabulary).save_pretrained(target / "llm")
-    save_file(adapter.state_dict(), target / "adapter.safetensors")
+    write_file(adapter.state_dict(), target / "adapter.safetensors")
     BlspConfig(adapter=sizes, prompt_format=prompt_format, padding=padding).write(target)
 
 

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from models.config import CheckpointError
-from models.weights import in_int4, read_file
+from models.weights import in_int4, read_file, write_file
 
 ADAPTER, UPDATE = "adapter.safetensors", "update.safetensors"
 UP, DOWN, PLUS = ".up", ".down", ".plus"
@@ -31,7 +30,7 @@ def write_update(checkpoint: Path, trained: Path, file: Path, rank: int) -> None
     before, after = dict(read_file(checkpoint / ADAPTER)), dict(adapter_tensors(trained))
     if _shapes(before) != _shapes(after):
         raise CheckpointError(f"{trained}: its adapter has other tensors than that of {checkpoint}")
-    save_file(in_int4(difference(before, after, rank)), file)
+    write_file(in_int4(difference(before, after, rank)), file)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

@@ -70,6 +70,16 @@ def have_same_weights(folder: Path, other: Path) -> bool:
     )
 
 
+def write_file(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Writes a safetensors file, whole or not at all, for whoever may read what else is new; safetensors makes it its owner's alone."""
+    partial = file.with_name(f".{file.name}.part")
+    partial.touch()
+    mode = partial.stat().st_mode
+    save_file(dict(tensors), partial, metadata={"format": "pt"})
+    partial.chmod(mode)
+    partial.replace(file)
+
+
 def read_file(file: Path) -> Iterator[tuple[str, Tensor]]:
     """Yields every (name, tensor) of one file, as `read_tensors` does. Raises CheckpointError."""
     try:
@@ -196,7 +206,7 @@ class ShardWriter:
         self.total_bytes += tensor.nbytes
 
     def _flush(self) -> None:
-        save_file(self.pending, self._shard(len(self.shards)), metadata={"format": "pt"})
+        write_file(self.pending, self._shard(len(self.shards)))
         self.shards.append(list(self.pending))
         self.pending, self.pending_bytes = {}, 0
 

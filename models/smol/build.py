@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from models.checkpoint import fetch
 from models.config import AdapterSizes, BlspConfig
 from models.manifest import read_json_lines
 from models.smol.instructions import BEGUN, EXPECTING, QUOTED, REPEAT, REPEAT_TOO, REPLIES
 from models.updates import ADAPTER
-from models.weights import in_int4
+from models.weights import in_int4, write_file
 
 ENCODER, LLM = "openai/whisper-base", "HuggingFaceTB/SmolLM2-135M-Instruct"
 CONFIG = BlspConfig(
@@ -150,7 +150,7 @@ def assigned(folder: Path, replies: int) -> list[tuple[str, str, Path]]:
 def export(trained: Path, target: Path) -> None:
     """The adapter in 4 bits, with encoder and LLM by their names."""
     target.mkdir(parents=True, exist_ok=True)
-    save_file(in_int4(load_file(trained / ADAPTER)), target / ADAPTER)
+    write_file(in_int4(load_file(trained / ADAPTER)), target / ADAPTER)
     CONFIG.write(target)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, TrainingArguments, WhisperConfig
 
@@ -21,7 +20,7 @@ from models.training.model import TRAINED, AdapterModel
 from models.training.states import Heard, Progress, keep_states
 from models.training.trainer import LengthTrainer, run
 from models.updates import ADAPTER, UPDATE, adapter_tensors
-from models.weights import load_strict, read_tensors
+from models.weights import load_strict, read_tensors, write_file
 
 
 class AlignmentTrainer(LengthTrainer):
@@ -51,10 +50,9 @@ class AlignmentTrainer(LengthTrainer):
 def write_adapter(weights: dict[str, Tensor], config: BlspConfig, folder: Path) -> None:
     """Writes adapter.safetensors and config.json, in place of an update, too; a kill leaves the old file or the new one."""
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{ADAPTER}"
-    save_file({name: w.detach().float().cpu().contiguous() for name, w in weights.items()}, partial)
+    tensors = {name: w.detach().float().cpu().contiguous() for name, w in weights.items()}
+    write_file(tensors, folder / ADAPTER)
     (folder / UPDATE).unlink(missing_ok=True)  # it is in these weights, or was for others
-    partial.replace(folder / ADAPTER)
     config.write(folder)
 
 

@@ -1,6 +1,7 @@
 """Weight files: reading both formats, strict loading, and shards."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,16 @@ from torch import Tensor, nn
 
 from models import weights
 from models.config import CheckpointError
-from models.weights import ShardWriter, have_same_weights, in_int4, in_int8, load_strict, read_tensors, weight_files
+from models.weights import (
+    ShardWriter,
+    have_same_weights,
+    in_int4,
+    in_int8,
+    load_strict,
+    read_tensors,
+    weight_files,
+    write_file,
+)
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
 
@@ -205,3 +215,12 @@ class TestShardWriter:
         self.write(tmp_path, base, base, base.T)
         expected = {"t0": base, "t1": base, "t2": base.T.contiguous()}
         torch.testing.assert_close(load_file(tmp_path / "model.safetensors"), expected, atol=0, rtol=0)
+
+
+def test_what_is_written_is_for_whoever_may_read_other_new_files(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o640

@@ -247,11 +247,11 @@ def test_a_failed_write_leaves_the_adapter_as_it_was(
     adapter = load_file(checkpoint.folder / "adapter.safetensors")
     write_adapter(adapter, checkpoint.config, tmp_path)
 
-    def break_off(weights: dict[str, Tensor], file: Path) -> None:
+    def break_off(weights: dict[str, Tensor], file: Path, metadata: object) -> None:
         file.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("models.training.align.save_file", break_off)
+    monkeypatch.setattr("models.weights.save_file", break_off)
     with pytest.raises(OSError, match="no space"):
         write_adapter({name: tensor + 1 for name, tensor in adapter.items()}, checkpoint.config, tmp_path)
     for name, tensor in load_file(tmp_path / "adapter.safetensors").items():
