@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from models.checkpoint import fetch
 from models.config import AdapterSizes, BlspConfig
 from models.manifest import read_json_lines
+from models.smol import needs
 from models.smol.instructions import BEGUN, EXPECTING, QUOTED, REPEAT, REPEAT_TOO, REPLIES
 from models.updates import ADAPTER
 from models.weights import in_int4, write_file
@@ -166,6 +167,8 @@ def main() -> None:
     parser.add_argument("--align-steps", type=int, default=40)
     parser.add_argument("--workers", type=int, default=2)
     args, options = parser.parse_known_args()
+    natural = needs.for_speech("natural") if args.natural else []
+    needs.demand(parser, [*needs.for_sentences(), *needs.for_speech("train"), *natural])
     steps = (args.warm_steps, args.align_steps)
     options = ["--bf16", str(native_bfloat16()), *options]
     build(args.folder, args.utterances, args.natural, args.replies, args.dev, steps, args.workers, options)

@@ -26,7 +26,8 @@ from models.evaluation.local import LocalModel, TokenAlignment
 from models.manifest import AudioSpan, Objective
 from models.prompt import CONTINUE
 from models.smol.build import CONFIG, assigned, lines, run, write_lines
-from models.smol.sentences import DICTIONARY, WORDNET, sentence
+from models.smol.needs import DICTIONARY, WORDNET
+from models.smol.sentences import sentence
 from models.smol.templates import templated
 
 PUBLISHED = AdapterSizes(conv_kernel_sizes=(5, 5, 5), inner_dim=512)

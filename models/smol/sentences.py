@@ -12,12 +12,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from models.smol import needs
+from models.smol.needs import COMMON, DICTIONARY, FORTUNES, WORDNET
 from models.smol.templates import UNFIT, templated
 
-WORDNET = Path("/usr/share/wordnet")
-FORTUNES = Path("/usr/share/games/fortunes")
-NOVELS = Path("/usr/lib/R/site-library/janeaustenr")
-DICTIONARY, COMMON = (Path(f"/usr/share/dict/american-english{size}") for size in ("-large", ""))
 LONGEST = 22  # words
 LISTS = 5  # how often the word lists bring each word; the first word of a list is another token than elsewhere
 SHARES = {"templates": 0.31, "examples": 0.24, "definitions": 0.2, "novels": 0.2, "fortunes": 0.05}
@@ -155,6 +153,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokenizer", type=Path, help="the LLM's tokenizer.json, for the word lists")
     args = parser.parse_args()
+    needs.demand(parser, needs.for_sentences())
     args.out.parent.mkdir(parents=True, exist_ok=True)
     print(write(args.out, args.count, args.dev, args.seed, args.tokenizer))
 

