@@ -33,7 +33,7 @@ setup-plain-torch:
 serve: .venv/bin/blsp ## Serve MODEL (default: the one that ships) on PORT (default: 8000).
 	.venv/bin/blsp serve $(MODEL) --port $(PORT)
 
-model: .venv/bin/blsp build/voices ## Train an adapter between Whisper base and SmolLM2 in runs/smol, with OPTIONS of models/smol/build.py (hours on two cores; goes on where it was killed).
+model: .venv/bin/blsp build/voices ## Train an adapter between Whisper base and SmolLM2 in runs/smol, with OPTIONS of models/smol/build.py (an hour and a half on two cores; goes on where it was killed).
 	.venv/bin/python -m models.smol.build $(OPTIONS)
 
 check: .venv/bin/blsp ## Lint, formatting, types and the rules of which part may import which.

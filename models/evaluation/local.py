@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from cachetools import LRUCache, cached
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from models.checkpoint import Checkpoint
 from models.features import split_windows
@@ -38,6 +38,8 @@ class LocalModel:
         self._read = read
         self._embedder = checkpoint.load_embedder(dtype, device)
         self._llm = AutoModelForCausalLM.from_pretrained(checkpoint.llm, dtype=dtype).to(device).eval()
+        ends = self._llm.generation_config.eos_token_id
+        self._llm.generation_config = GenerationConfig(eos_token_id=ends)  # its penalties are no part of what is served
         self._prompts = checkpoint.prompt_builder(dtype)
         self._rows = cached(LRUCache(ROWS_BYTES, getsizeof=lambda rows: rows.nbytes))(self._hear)
 

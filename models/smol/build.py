@@ -1,7 +1,7 @@
 """`make model`: sentences, speech, warm start, replies, alignment, evaluation, each by the product's own command.
 
 Everything lies in one folder, and each stage goes on where it was killed. The sizes are options: the defaults are what two cores do in an
-hour and a half; what ships heard five times as much (README.md), and a GPU takes `--utterances 200000 --warm-steps 30000`.
+hour and a half; what ships heard five times as much (README.md), and a GPU takes `--utterances 150000 --warm-steps 30000`.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from models.config import AdapterSizes, BlspConfig
 from models.manifest import read_json_lines
 from models.smol import needs
 from models.smol.instructions import BEGUN, EXPECTING, QUOTED, REPEAT, REPEAT_TOO, REPLIES
+from models.smol.speech import SHARD
 from models.updates import ADAPTER
 from models.weights import in_int4, write_file
 
@@ -99,15 +100,19 @@ def build(
     if not sentences.exists():
         tokenizer = fetch(LLM, None, folder, cache) / "tokenizer.json"
         run(python, "-m", "models.smol.sentences", sentences, "--tokenizer", tokenizer, "--dev", dev)
-    for name, split, text, first, count in (
+    spare = whole_shards(utterances)
+    wanted, there = spare + whole_shards(2 * replies) + natural, len(sentences.read_text().splitlines())
+    if wanted > there:
+        sys.exit(f"{wanted} utterances want as many sentences, of which there are {there}: ask for less")
+    for part, split, text, first, count in (
         ("train", "train", sentences, 0, utterances),
-        ("spare", "train", sentences, utterances, 2 * replies),  # not for the warm start, so the adapter mishears it
-        ("natural", "natural", sentences, utterances + 2 * replies, natural),
+        ("spare", "train", sentences, spare, 2 * replies),  # not for the warm start, so the adapter mishears it
+        ("natural", "natural", sentences, spare + whole_shards(2 * replies), natural),
         ("dev", "dev", sentences.with_suffix(".dev.txt"), 0, dev),
     ):
         drawn = ("--split", split, "--first", first, "--count", count)
         if count:
-            run(python, "-m", "models.smol.speech", text, folder / name, *drawn, "--workers", workers)
+            run(python, "-m", "models.smol.speech", text, folder / part, *drawn, "--workers", workers)
     heard = folder / "heard.jsonl"
     write_lines(heard, iter([*lines(folder / "train"), *lines(folder / "natural")]))
     states = ("--states", folder / "states", "--cache", cache)
@@ -121,8 +126,14 @@ def build(
     questions = folder / "questions.jsonl"
     asked = {"instruction": REPEAT, "task": "wer"}
     write_lines(questions, ({**line, **asked, "reference": line["text"]} for line in lines(folder / "dev")))
-    run(blsp, "evaluate", folder / "aligned", questions, folder / "evaluation", "--cache", cache)
+    precise = ("--dtype", "bfloat16" if native_bfloat16() else "float32")
+    run(blsp, "evaluate", folder / "aligned", questions, folder / "evaluation", "--cache", cache, *precise)
     export(folder / "aligned", folder / "checkpoint")
+
+
+def whole_shards(utterances: int) -> int:
+    """As many, and what else is in their last shard: what begins behind them shares none."""
+    return -(-utterances // SHARD) * SHARD
 
 
 def assigned(folder: Path, replies: int) -> list[tuple[str, str, Path]]:
@@ -163,8 +174,8 @@ def main() -> None:
     parser.add_argument("--natural", type=int, default=10_000, help="utterances by natural voices (make build/voices)")
     parser.add_argument("--replies", type=int, default=1000)
     parser.add_argument("--dev", type=int, default=400)
-    parser.add_argument("--warm-steps", type=int, default=1500)
-    parser.add_argument("--align-steps", type=int, default=40)
+    parser.add_argument("--warm-steps", type=int, default=1200)
+    parser.add_argument("--align-steps", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2)
     args, options = parser.parse_known_args()
     natural = needs.for_speech("natural") if args.natural else []

@@ -114,7 +114,7 @@ def prepare(
     kept = None
     if states is not None:
         with args.main_process_first():
-            embedder.encoder.to(args.device)
+            embedder.to(args.device)
             heard = [Heard(example.audio, example.samples) for example in examples]
             kept = keep_states(heard, read, embedder, states, progress).to(args.device)
     collator = Collator(

@@ -206,7 +206,7 @@ def prepare(
             embeddings = embedding_table(checkpoint.llm)
             write_adapter(first_adapter(checkpoint, embeddings, args.seed), shared_config(checkpoint), out)
         embedder = replace(checkpoint, folder=out).load_embedder()
-        embedder.encoder.to(args.device, torch.bfloat16 if args.bf16 else torch.float32)
+        embedder.to(args.device).encoder.to(torch.bfloat16 if args.bf16 else torch.float32)
         heard = [Heard(example.audio, example.samples) for example in examples]
         kept = keep_states(heard, read, embedder, states, progress).to(args.device)
     with torch.random.fork_rng():

@@ -12,6 +12,7 @@ from models.config import BlspConfig
 from models.manifest import Line, read_examples, read_manifest
 from models.smol import build
 from models.smol.instructions import REPEAT, REPEAT_TOO, REPLIES
+from models.smol.speech import Speaker
 from models.updates import ADAPTER
 from models.weights import read_tensors
 
@@ -23,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
     for split in ("train", "natural", "spare", "dev"):
         spoken = [{"audio": f"0.wav:{i * 900}:800", "text": text, "voice": "slt"} for i, text in enumerate(TEXTS)]
         build.write_lines(tmp_path / split / "0.jsonl", iter(spoken))
-    (tmp_path / "sentences.txt").touch()
+    (tmp_path / "sentences.txt").write_text("One sentence.\n" * 1100)
     return tmp_path
 
 
@@ -66,7 +67,7 @@ def test_the_stages_follow_each_other(folder: Path, monkeypatch: pytest.MonkeyPa
     assert spoken == {
         str(folder / "train"): ("train", "0", "500"),
         str(folder / "spare"): ("train", "500", "40"),
-        str(folder / "natural"): ("natural", "540", "100"),
+        str(folder / "natural"): ("natural", "1000", "100"),
         str(folder / "dev"): ("dev", "0", "30"),
     }
     assert warm[3] == str(folder / "heard.jsonl")
@@ -81,6 +82,24 @@ def test_the_stages_follow_each_other(folder: Path, monkeypatch: pytest.MonkeyPa
     questions = list(map(json.loads, (folder / "questions.jsonl").read_text().splitlines()))
     assert {q["reference"] for q in questions} == set(TEXTS)
     assert shipped == [folder / "aligned", folder / "checkpoint"]
+
+
+def test_parts_share_no_shard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoken: list[tuple[str, ...]] = []
+    monkeypatch.setattr(build, "run", lambda *command: spoken.append(tuple(map(str, command))))
+    monkeypatch.setattr(build, "export", lambda *_: None)
+    build.build(folder, 7, 1, 20, 3, (7, 8), 2, [])
+    shards: list[int] = []
+    for command in spoken[:3]:
+        first, count = (int(command[command.index(option) + 1]) for option in ("--first", "--count"))
+        shards += Speaker(["One sentence."] * 1100, folder).shards(first, count)
+    assert shards == [0, 1, 2]
+
+
+def test_more_than_there_is_to_say_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "run", lambda *_: pytest.fail("nothing is spoken"))
+    with pytest.raises(SystemExit, match="1101 utterances want as many sentences, of which there are 1100"):
+        build.build(folder, 500, 101, 20, 30, (7, 8), 2, [])
 
 
 def test_what_ships_names_its_parts(tmp_path: Path) -> None:

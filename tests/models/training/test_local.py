@@ -1,9 +1,11 @@
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import GenerationConfig, LlamaForCausalLM
 
 from models.checkpoint import Checkpoint
 from models.embedder import Embedder
@@ -53,6 +55,16 @@ def test_replies_in_a_batch_are_those_alone(
     assert model.from_text(texts, INSTRUCTIONS, 12) == [
         alone(checkpoint, llm, transcript_message(*pair)) for pair in zip(INSTRUCTIONS, texts, strict=True)
     ]
+
+
+def test_what_the_llm_would_be_penalised_for_elsewhere_does_not_count(
+    checkpoint: Checkpoint, model: LocalModel, examples: list[Example], tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoint.llm, tmp_path / "llm")
+    GenerationConfig(eos_token_id=2, repetition_penalty=1.5, no_repeat_ngram_size=2).save_pretrained(tmp_path / "llm")
+    penalised = LocalModel(replace(checkpoint, llm=tmp_path / "llm"), read)
+    texts = [example.text for example in examples]
+    assert penalised.from_text(texts, INSTRUCTIONS, 12) == model.from_text(texts, INSTRUCTIONS, 12)
 
 
 @torch.no_grad()

@@ -1,16 +1,19 @@
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import TrainingArguments
 
 from models.checkpoint import Checkpoint
 from models.embedder import Embedder
 from models.encoder import encoder_length
 from models.features import n_frames
 from models.manifest import AudioSpan, Example
-from models.training import states
+from models.training import align, states, warm_start
+from models.training.arguments import ALIGN, WARM_START, Recipe, training_arguments
 from models.training.states import EncoderStates, Heard, keep_states
 from tests.models.training.conftest import read
 
@@ -95,3 +98,27 @@ def test_another_encoder_begins_anew(embedder: Embedder, heard: list[Heard], tmp
         with torch.no_grad():
             embedder.encoder.conv1.weight[0, 0, 0] -= 1
     assert len(spans) == len(heard)
+
+
+@pytest.mark.parametrize(("training", "recipe"), [(align, ALIGN), (warm_start, WARM_START)])
+def test_a_training_encodes_where_it_trains(
+    training: ModuleType,
+    recipe: Recipe,
+    speller: Checkpoint,
+    examples: list[Example],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Reached(Exception):
+        pass
+
+    def keep(_: object, __: object, embedder: Embedder, *___: object) -> None:
+        assert {p.device.type for p in embedder.parameters()} == {embedder.device.type} == {"meta"}
+        assert embedder.dtype == torch.bfloat16
+        raise Reached
+
+    monkeypatch.setattr(training, "keep_states", keep)
+    args = training_arguments(tmp_path / "out", ["--use_cpu", "--bf16", "true"], recipe)
+    monkeypatch.setattr(TrainingArguments, "device", torch.device("meta"))
+    with pytest.raises(Reached):
+        training.prepare(speller, examples, read, args, states=tmp_path / "states")
