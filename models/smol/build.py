@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--natural", type=int, default=10_000, help="utterances by natural voices (make build/voices)")
     parser.add_argument("--replies", type=int, default=1000)
     parser.add_argument("--dev", type=int, default=400)
-    parser.add_argument("--warm-steps", type=int, default=1200)
+    parser.add_argument("--warm-steps", type=int, default=800)
     parser.add_argument("--align-steps", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2)
     args, options = parser.parse_known_args()
