@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from vllm.config import StructuredOutputsConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError as VLLMClientError
+from vllm.exceptions import VLLMError
 from vllm.inputs import tokens_input
 from vllm.inputs.engine import EngineInput, embeds_input
 from vllm.lora.peft_helper import PEFTHelper
@@ -369,8 +370,8 @@ class Engine:
         dtype: torch.dtype = self.llm.model_config.dtype
         return dtype
 
-    def input(self, prompt: Prompt) -> EngineInput:
-        """vLLM's form of a prompt; one without speech is plain token ids.
+    def input(self, prompt: Prompt, cache_salt: str | None = None) -> EngineInput:
+        """vLLM's form of a prompt; one without speech is plain token ids. What is cached of it only prompts with its salt get to use.
 
         Raises ContextTooLong where no token would fit after it.
         """
@@ -380,8 +381,9 @@ class Engine:
                 f"must fit the model's context of {self.max_model_len} tokens."
             )
         if not prompt.speech_tokens:
-            return tokens_input(prompt.token_ids)
-        return embeds_input(prompt.rows, prompt_token_ids=prompt.token_ids, is_token_ids=prompt.is_token)
+            return tokens_input(prompt.token_ids, cache_salt=cache_salt)
+        shape: Any = {"prompt_token_ids": prompt.token_ids, "is_token_ids": prompt.is_token}
+        return embeds_input(prompt.rows, cache_salt=cache_salt, **shape)
 
     async def stream(self, prompt: Prompt, sampling: Sampling, request_id: str) -> AsyncGenerator[Delta, None]:
         """Generates; closing the iterator aborts the request in the engine.
@@ -462,6 +464,8 @@ def as_api_error(error: Exception) -> ApiError:
     """What a client is told of an error of vLLM's."""
     if isinstance(error, EngineDeadError):
         return Unavailable("The LLM engine has died; the service is restarting.")
+    if isinstance(error, VLLMError) and not isinstance(error, VLLMClientError):
+        return ApiError("The LLM engine could not answer this request.")
     message = error.args[0] if error.args else error  # str() of vLLM's own repeats the parameter
     return InvalidRequest(str(message), param=getattr(error, "parameter", None))
 

@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, model_validator
 from vllm.entrypoints.openai.chat_completion import protocol as chat_protocol
@@ -47,7 +47,10 @@ GRAMMARS = {
     "tools",
 }  # fields that say which form a reply has; text: of responses
 ALLOW_TRUNCATED = "allow_truncated"  # a field of ours
+BEFORE_THE_ENGINE = {"response.created", "response.in_progress"}  # events of a response
 MAX_CHOICES = 128  # of one request, as at OpenAI: it counts as one at the door
+
+Event = TypeVar("Event")
 
 log = logging.getLogger(__name__)
 
@@ -162,16 +165,32 @@ class SpeechRenderer(OnlineRenderer):
     ) -> tuple[list[ConversationMessage], list[EngineInput]]:
         """Messages to one engine input; called by OnlineRenderer once it has checked the tools."""
         refuse_operator_fields(request)
+        _refuse_other_prompts(request)
         self.prompts.check_pieces(len(messages), "messages")
         drafts = parse_messages(messages)
         heard = await self.conversations.hear(drafts, allow_truncated=_allows_truncated(request))
         options = request.chat_template_kwargs
+        if not getattr(request, "add_generation_prompt", True):
+            options = {"add_generation_prompt": False} | (options or {})
         prompt = await self.prompts.build(heard, "messages", tools=tool_dicts, template_options=options)
         running().audio_tokens = prompt.speech_tokens
+        if prompt.speech_tokens and getattr(request, "use_beam_search", False):
+            raise InvalidRequest(
+                "vLLM searches with beams behind texts alone, not behind speech.", param="use_beam_search"
+            )
         if parser is not None:  # has its say in how tool calls and thoughts are generated
             parser(self.renderer.tokenizer, request.tools, chat_template_kwargs=options or {}).adjust_request(request)
         conversation: list[ConversationMessage] = [{"role": draft.role} for draft in drafts]
-        return conversation, [self.engine.input(prompt)]
+        return conversation, [self.engine.input(prompt, getattr(request, "cache_salt", None))]
+
+
+def _refuse_other_prompts(request: Any) -> None:
+    """Raises InvalidRequest for ways of vLLM's to make a prompt of messages that are not ours."""
+    for name in ("continue_final_message", "truncate_prompt_tokens"):
+        if getattr(request, name, None) not in (None, False):
+            raise InvalidRequest(
+                f"{name!r} is for completions of texts; messages are read whole, and replied to.", param=name
+            )
 
 
 def _refuse_to_speak(request: ChatCompletionRequest) -> None:
@@ -233,7 +252,7 @@ class ChatService:
         self._check_grammar(request)
         reply = await self._ask(self._chat.create_chat_completion(request))
         if isinstance(reply, AsyncIterator):
-            return self._lines(reply)
+            return await self._begun(reply)
         return _filled(reply.model_dump())
 
     async def complete_text(self, request: CompletionRequest) -> AsyncIterator[str] | dict[str, Any]:
@@ -247,20 +266,23 @@ class ChatService:
         refuse_operator_fields(request)
         reply = await self._ask(self._completion.create_completion(request))
         if isinstance(reply, AsyncIterator):
-            return self._lines(reply)
+            return await self._begun(reply)
         return _filled(reply.model_dump())
 
     async def respond(self, request: ResponsesRequest) -> AsyncIterator[str] | dict[str, Any]:
         """A response; with `stream` the lines of its server-sent events. Nothing is stored."""
+        if request.background:
+            raise InvalidRequest("Nothing is stored, so that no response can be fetched later.", param="background")
         self._check_tools(request)
         self._check_grammar(request)
         try:
             reply = await self._ask(self._responses.create_responses(request))
+            begun = await self._ask(_up_to_text(reply)) if isinstance(reply, AsyncIterator) else []
         except (AttributeError, LookupError, TypeError) as error:  # vLLM reads `input` without having checked it
             log.warning("vLLM could not read a response's input: %s", type(error).__name__)  # the error may quote it
             raise InvalidRequest(f"The input can't be read: {error!r}.", param="input") from error
         if isinstance(reply, AsyncIterator):
-            return _events(reply)
+            return _events(_chained(begun, reply))
         return _whole_response(reply.model_dump(mode="json", by_alias=True))
 
     async def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
@@ -332,11 +354,17 @@ class ChatService:
                     param=name,
                 )
 
+    async def _begun(self, lines: AsyncIterator[str]) -> AsyncIterator[str]:
+        """The events of a stream of vLLM's, once the first is there: before that, it has not checked all of the request."""
+        first = await anext(lines)
+        if (error := _error_in(first)) is not None:
+            raise self._refusal(error)
+        return self._lines(_chained([first], lines))
+
     async def _lines(self, lines: AsyncIterator[str]) -> AsyncIterator[str]:
         """The events of a stream of vLLM's, with what OpenAI has and vLLM has not, and errors in our form."""
         async for line in lines:
-            if line.startswith('data: {"error": '):
-                error = ErrorInfo.model_validate(json.loads(line.removeprefix("data: "))["error"])
+            if (error := _error_in(line)) is not None:
                 line = _line(_counted(self._refusal(error)).body())
             elif '"prompt_tokens_details":{' in line or '"logprobs":{' in line:
                 line = _line(_filled(json.loads(line.removeprefix("data: "))))
@@ -357,6 +385,30 @@ def _filled(body: dict[str, Any]) -> dict[str, Any]:
         if "content" in (choice.get("logprobs") or {}):
             choice["logprobs"]["refusal"] = None
     return body
+
+
+def _error_in(line: str) -> ErrorInfo | None:
+    """The error that an event of vLLM's holds, where it holds one."""
+    if not line.startswith('data: {"error": '):
+        return None
+    return ErrorInfo.model_validate(json.loads(line.removeprefix("data: "))["error"])
+
+
+async def _up_to_text(events: AsyncIterator[Any]) -> list[Any]:
+    """A response's first events, up to the first for which the engine was asked."""
+    begun = []
+    async for event in events:
+        begun.append(event)
+        if event.type not in BEFORE_THE_ENGINE:
+            break
+    return begun
+
+
+async def _chained(begun: Sequence[Event], others: AsyncIterator[Event]) -> AsyncIterator[Event]:
+    for event in begun:
+        yield event
+    async for event in others:
+        yield event
 
 
 def _whole_response(response: dict[str, Any]) -> dict[str, Any]:

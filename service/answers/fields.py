@@ -12,6 +12,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 REPEATABLE = {"stop", "timestamp_granularities", "include", "keywords"}  # and what ends in []
 MAX_DEPTH = 64  # of lists and objects within each other
+INTEGERS = range(-(1 << 63), 1 << 64)  # that go to the engine's process, signed or not
 FLAT = {int, float, bool, type(None)}  # types of values that hold nothing to be checked
 
 
@@ -26,13 +27,21 @@ def read_json(text: str) -> Any:
 
 
 def check_json(value: Any, depth: int = MAX_DEPTH) -> None:
-    """Raises ValueError for what JSON can say and nobody can use: deeper nesting, and texts that are not Unicode (halves of surrogates)."""
+    """Raises ValueError for what JSON can say and nobody can use.
+
+    That is deeper nesting, texts that are not Unicode (halves of surrogates), and integers of more than 64 bits.
+    """
     if isinstance(value, str):
         if not value.isascii():
             value.encode()  # its error is a ValueError
         return
     if isinstance(value, Mapping):
         value = [*value.keys(), *value.values()]
+    if isinstance(value, list):
+        integers = [item for item in value if type(item) is int]
+        for integer in (min(integers, default=0), max(integers, default=0)):
+            if integer not in INTEGERS:
+                raise ValueError("an integer of more than 64 bits")
     if isinstance(value, list) and not FLAT.issuperset(map(type, value)):
         if not depth:
             raise ValueError(f"nested more than {MAX_DEPTH} deep")

@@ -40,7 +40,7 @@ async def read_body(
     kind["content-type"] = content_type
     form: _Form | _Json | None = None
     if kind.get_content_type() == "multipart/form-data":
-        boundary = kind.get_param("boundary")
+        boundary = _param(kind, "content-type", "boundary")
         if not isinstance(boundary, str):
             raise InvalidRequest("The content type multipart/form-data has no boundary.")
         try:
@@ -64,6 +64,14 @@ async def read_body(
     fields = await form.finish() if form else {}
     file.finish()
     return fields
+
+
+def _param(message: Message, header: str, name: str) -> Any:
+    """A parameter of a header: a text, three where it says in which letters and language, or None. Raises InvalidRequest."""
+    try:
+        return message.get_param(name, header=header)
+    except ValueError as error:  # email's parser stumbles over what is numbered without end
+        raise InvalidRequest(f"The header {header.title()!r} can't be read.") from error
 
 
 class _Json:
@@ -150,9 +158,9 @@ class _Form:
         if self._header.lower() == b"content-disposition":
             disposition = Message()
             disposition["content-disposition"] = self._header_value.decode("utf-8", "replace")
-            name = disposition.get_param("name", header="content-disposition")
+            name = _param(disposition, "content-disposition", "name")
             self._name = name if isinstance(name, str) else ""
-            self._is_file = disposition.get_filename() is not None
+            self._is_file = _param(disposition, "content-disposition", "filename") is not None
         self._header, self._header_value = bytearray(), bytearray()
 
     def _headers_finished(self) -> None:

@@ -4,6 +4,7 @@ Reading and checking values is work on the event loop that all requests share: a
 """
 
 import asyncio
+import json
 import re
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
@@ -78,7 +79,10 @@ class JsonRoute(APIRoute):
 
         async def checked(request: Request) -> Response:
             check_type(request.headers.get("content-type", ""))
-            await check_values_aside(await request.body())
+            body = await request.body()
+            if not json.detect_encoding(body).startswith("utf-8"):
+                raise InvalidRequest("The JSON is not written in UTF-8, which it has to be.")
+            await check_values_aside(body)
             return await handle(request)
 
         return checked

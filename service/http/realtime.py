@@ -9,9 +9,10 @@ from typing import Any, Literal, NamedTuple
 
 from fastapi import APIRouter, Request, WebSocket
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 from starlette.websockets import WebSocketDisconnect
 
+from service.answers.fields import check_json
 from service.errors import ApiError, InvalidRequest, OriginRefused, Overloaded, Unavailable
 from service.gate.keys import Keys
 from service.http.door import LAST_WORDS_SECONDS, client_of
@@ -69,6 +70,12 @@ class SecretRequest(BaseModel):
 
     expires_after: Expiry = Field(default_factory=Expiry)
     session: dict[str, Any] = Field(default_factory=dict, description="what sockets that it opens are set to")
+
+    @field_validator("session", mode="before")
+    @classmethod
+    def _can_be_shown(cls, session: Any) -> Any:
+        check_json(session)
+        return session
 
 
 @router.post("/v1/realtime/client_secrets", **SECRET)

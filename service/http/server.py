@@ -8,10 +8,13 @@ import json
 import math
 import socket
 from http import HTTPStatus
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
 
 from service.errors import ApiError, HeadTooLarge, Overloaded, Unavailable
 from service.http.door import LAST_WORDS_SECONDS, Drain
@@ -112,6 +115,22 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
 
+class Socket(WebSocketsSansIOProtocol):
+    """A client's socket; what a message comes in costs no more than its bytes, which are counted, in however many frames."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._further = bytearray()  # of a message, behind its first frame
+
+    def handle_cont(self, event: Frame) -> None:
+        """Takes a further frame of a message."""
+        self._further += event.data
+        if event.fin:
+            self.frames.append(bytes(self._further))
+            self._further.clear()
+            self.send_receive_event_to_app()
+
+
 class Server(uvicorn.Server):
     """Serves an application until `should_exit`, then lets what runs go on for `drain_seconds`; `drain` ends the rest."""
 
@@ -120,7 +139,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http=Connection.limited(settings),
-                ws="websockets-sansio",
+                ws=Socket,
                 ws_max_size=MAX_MESSAGE_BYTES,
                 ws_per_message_deflate=False,
                 ws_ping_timeout=None,  # who is made to wait is not read, nor is its pong; TCP's own timeout tells who is gone

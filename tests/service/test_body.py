@@ -138,6 +138,18 @@ async def test_no_content_type_is_a_defect(garbage: str) -> None:
         await read(b"x", f"multipart/form-data; boundary{garbage}")
 
 
+@pytest.mark.parametrize("charset", ["idna", "undefined", "punycode", "not-there"])
+async def test_a_file_may_be_called_in_any_letters(charset: str) -> None:
+    head = f"Content-Disposition: form-data; name=\"file\"; filename*={charset}''a%ff.wav".encode()
+    body = b"--b\r\n" + head + b"\r\n\r\nsound\r\n--b--\r\n"
+    assert await read(body, "multipart/form-data; boundary=b") == ({}, b"sound")
+
+
+async def test_a_boundary_that_is_numbered_without_end_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="'Content-Type' can't be read"):
+        await read(b"x", f"multipart/form-data; boundary*{'1' * 5000}=b")
+
+
 @pytest.mark.parametrize("more", [0, 1])
 async def test_a_form_of_too_many_parts_is_refused(more: int) -> None:
     body, content_type = form(b"x", {"stop": ["a"] * (MAX_PARTS - 1 + more)})

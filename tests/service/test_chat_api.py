@@ -99,6 +99,18 @@ def test_a_second_turn_about_the_same_audio_encodes_and_prefills_it_no_more(
     assert server.metric("blsp_speech_tokens_total") == tokens
 
 
+def test_what_has_another_salt_is_cached_by_itself(client: openai.OpenAI, server: Server) -> None:
+    question: list[Any] = [{"role": "user", "content": "Count to ten. " * 40}]
+    question += [{"role": "assistant", "content": "One."}, *spoken(3, "And then?")]
+
+    def cached(salt: str) -> int:
+        asked: dict[str, Any] = {"extra_body": {"cache_salt": salt}, "max_tokens": 1}
+        reply: Any = client.chat.completions.create(model=server.model, messages=question, **asked)
+        return int(reply.usage.prompt_tokens_details.cached_tokens)
+
+    assert [cached(salt) > 0 for salt in ("alice", "alice", "bob", "bob")] == [False, True, False, True]
+
+
 def test_the_native_endpoint_says_the_same(client: openai.OpenAI, server: Server) -> None:
     chat = client.chat.completions.create(model=server.model, messages=spoken(3, "Hi"), temperature=0, max_tokens=10)
     with server.client() as http:

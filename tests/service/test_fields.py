@@ -36,5 +36,17 @@ def test_what_is_refused(text: str) -> None:
         read_json(text)
 
 
+@pytest.mark.parametrize("integer", [-(1 << 63), (1 << 64) - 1])
+def test_integers_of_64_bits_are_fine(integer: int) -> None:
+    check_json({"top_k": integer, "tokens": [True, integer, 0.5]})
+
+
+@pytest.mark.parametrize("integer", [-(1 << 63) - 1, 1 << 64])
+def test_longer_integers_are_refused_wherever_they_stand(integer: int) -> None:
+    for value in ({"top_k": integer}, {"a": {"b": [0, 0.5, integer, None]}}):
+        with pytest.raises(ValueError, match="64 bits"):
+            check_json(value)
+
+
 def test_lists_of_numbers_may_be_long() -> None:
     check_json({"tokens": [1] * 1_000_000})

@@ -201,6 +201,12 @@ def test_a_key_that_may_be_given_away(guarded: Guarded) -> None:
         assert nobody.post("/v1/realtime/client_secrets", json=wanted).status_code == 401
         wrong = alice.post("/v1/realtime/client_secrets", json={"session": {"instructions": 5}})
         assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "session.instructions")
+        torn = alice.post(
+            "/v1/realtime/client_secrets",
+            content=b'{"session": {"instructions": "\\ud800"}}',
+            headers={"content-type": "application/json"},
+        )
+        assert (torn.status_code, torn.json()["error"]["param"]) == (400, "session")
         lent = alice.post("/v1/realtime/client_secrets", json=wanted).json()
     assert lent["session"]["instructions"] == "Be brief."
     with talk(guarded, "realtime", f"openai-insecure-api-key.{lent['value']}") as socket:

@@ -65,6 +65,18 @@ def test_an_endpoint_does_not_read_it(http: TestClient) -> None:
         )
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-be"])
+def test_an_encoding_in_which_nothing_can_be_counted_is_refused(http: TestClient, encoding: str) -> None:
+    text = '{"a": "\\"", "b": [' + "[]," * MAX_CONTAINERS + "[]]}"
+    with pytest.raises(InvalidRequest, match="UTF-8"):
+        http.post("/", content=text.encode(encoding), headers={"content-type": "application/json"})
+
+
+def test_a_mark_of_utf_8_is_read_over(http: TestClient) -> None:
+    content = '{"a": "é"}'.encode("utf-8-sig")
+    assert http.post("/", content=content, headers={"content-type": "application/json"}).json() == 1
+
+
 @pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8", "application/ld+json"])
 def test_json_is_read_by_whatever_name(http: TestClient, kind: str) -> None:
     assert http.post("/", content=b'{"a": 1, "b": 2}', headers={"content-type": kind}).json() == 2

@@ -236,6 +236,45 @@ def test_bad_json(server: Server, body: bytes) -> None:
         refused(client.post("/v1/chat/completions", content=body, headers=JSON), 400)
 
 
+HI = [{"role": "user", "content": "Hi"}]
+SPOKEN = [
+    {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": base64.b64encode(GOOD).decode()}}]}
+]
+UNKNOWN = {"logit_bias": {"99999999": 1}}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", {"messages": HI, "stream": True} | UNKNOWN),
+        ("/v1/completions", {"prompt": "Hi", "stream": True} | UNKNOWN),
+        ("/v1/responses", {"input": "Hi", "stream": True} | UNKNOWN),
+        ("/v1/chat/completions", {"messages": HI, "temperature": 1, "top_k": 1 << 70}),
+    ],
+)
+def test_what_the_engine_would_refuse_later_is_a_status_too(server: Server, path: str, fields: dict[str, Any]) -> None:
+    with server.client() as client:
+        assert refused(client.post(path, json=fields), 400)["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("/v1/chat/completions", {"messages": SPOKEN, "use_beam_search": True, "n": 2}, "use_beam_search"),
+        (
+            "/v1/chat/completions",
+            {"messages": HI, "continue_final_message": True, "add_generation_prompt": False},
+            "continue_final_message",
+        ),
+        ("/v1/chat/completions", {"messages": HI, "truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+        ("/v1/responses", {"input": "Hi", "background": True, "store": "false"}, "background"),
+    ],
+)
+def test_fields_of_vllm_that_messages_have_not(server: Server, path: str, fields: dict[str, Any], param: str) -> None:
+    with server.client() as client:
+        assert refused(client.post(path, json=fields), 400)["param"] == param
+
+
 def test_unknown_paths_and_methods(server: Server) -> None:
     with server.client() as client:
         refused(client.get("/v1/nothing"), 404)

@@ -10,7 +10,10 @@ import pytest
 from prometheus_client import REGISTRY
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
+from websockets.frames import Frame, Opcode
+from websockets.sync.client import connect as connect_websocket
 
+from service.http.server import Socket
 from tests.service.test_door import FLOODED, deadlines, refusals, running
 
 GET = b"GET /echo HTTP/1.1\r\nHost: x\r\n"
@@ -159,6 +162,33 @@ def test_an_upgrade_is_none_of_its_business(strict: httpx.URL) -> None:
         client.sendall(GET + upgrade)
         assert rest(client).startswith(b"HTTP/1.1 4")
     assert httpx.get(strict.join("/echo")).status_code == 200
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Sends back the messages of a socket."""
+    assert (await receive())["type"] == "websocket.connect"
+    await send({"type": "websocket.accept"})
+    while (event := await receive())["type"] == "websocket.receive":
+        await send({**event, "type": "websocket.send"})
+
+
+@pytest.mark.parametrize("message", ["é" * 500, bytes(range(256))])
+def test_a_message_in_many_frames_is_one(message: str | bytes) -> None:
+    pieces = [message[i : i + 1] for i in range(len(message))]
+    with running(lambda app: echo) as url, connect_websocket(f"ws://{url.host}:{url.port}/") as client:
+        for begun in (pieces, [message], [message[:0], *pieces, message[:0]]):
+            client.send(begun)
+            assert client.recv() == message
+
+
+def test_frames_without_end_cost_nothing() -> None:
+    socket = Socket.__new__(Socket)
+    socket.frames, socket._further = [], bytearray()
+    socket.handle_text(Frame(Opcode.TEXT, b"{", fin=False))
+    for _ in range(1000):
+        socket.handle_cont(Frame(Opcode.CONT, b"", fin=False))
+    assert len(socket.frames) == 1
+    assert not socket._further
 
 
 async def who_asks(scope: Scope, receive: Receive, send: Send) -> None:

@@ -114,6 +114,10 @@ def test_calls_and_results_are_in_the_prompt(tooled: Server) -> None:
     ]
     with tooled.client() as http:
         tokens = http.post("/tokenize", json={"messages": messages, "tools": TOOLS}).json()["tokens"]
+        asked = {"messages": messages, "tools": TOOLS, "add_generation_prompt": False}
+        unanswered = http.post("/tokenize", json=asked).json()["tokens"]
+        assert len(unanswered) < len(tokens)
+        assert tokens[: len(unanswered)] == unanswered
         prompt = http.post("/detokenize", json={"tokens": [token for token in tokens if token]}).json()["prompt"]
     assert '<tool>{"type": "function", "function": {"name": "lamp"' in prompt
     assert '<tool_call>{"arguments": {"on": true}, "name": "lamp"}</tool_call>' in prompt
