@@ -50,6 +50,14 @@ class Checkpoint:
         """The LLM's tokenizer."""
         return AutoTokenizer.from_pretrained(self.llm)
 
+    def llm_alone(self) -> Path:
+        """The LLM, for what can't add a LoRA to it as the engine does; raises CheckpointError where the checkpoint has one."""
+        if self.lora is not None:
+            raise CheckpointError(
+                f"{self.folder}: its 'lora' is added by the engine that serves it, and here it would be left out; 'llm_lora' is merged"
+            )
+        return self.llm
+
     def prompt_builder(self, dtype: torch.dtype) -> PromptBuilder:
         """Builds this checkpoint's prompts, with rows of the LLM's dtype."""
         return PromptBuilder(self.tokenizer(), self.config.prompt_format, self.llm_dim(), dtype)

@@ -109,6 +109,16 @@ class WatchedFolder:
 
 
 def _adapters(folder: Path) -> dict[str, Files]:
-    """The files of each folder with a config.json, by its name; what begins with a dot is hidden. Raises OSError where `folder` is away."""
+    """The files of each folder with a config.json, by its name. Raises OSError where `folder` is away.
+
+    What begins with a dot is hidden, and so is what may not be entered: the root of a volume has such a folder.
+    """
     found = (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
-    return {path.name: files_in(path) for path in found if (path / "config.json").is_file()}
+    return {path.name: files_in(path) for path in found if _has_config(path)}
+
+
+def _has_config(path: Path) -> bool:
+    try:
+        return (path / "config.json").is_file()
+    except PermissionError:
+        return False

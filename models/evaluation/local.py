@@ -37,7 +37,7 @@ class LocalModel:
     ) -> None:
         self._read = read
         self._embedder = checkpoint.load_embedder(dtype, device)
-        self._llm = AutoModelForCausalLM.from_pretrained(checkpoint.llm, dtype=dtype).to(device).eval()
+        self._llm = AutoModelForCausalLM.from_pretrained(checkpoint.llm_alone(), dtype=dtype).to(device).eval()
         ends = self._llm.generation_config.eos_token_id
         self._llm.generation_config = GenerationConfig(eos_token_id=ends)  # its penalties are no part of what is served
         self._prompts = checkpoint.prompt_builder(dtype)

@@ -102,7 +102,7 @@ def prepare(
     the encoder.
     """
     dtype = torch.bfloat16 if args.bf16 else torch.float32
-    llm = AutoModelForCausalLM.from_pretrained(checkpoint.llm, dtype=dtype)
+    llm = AutoModelForCausalLM.from_pretrained(checkpoint.llm_alone(), dtype=dtype)
     out = Path(args.output_dir)
     with args.main_process_first():
         if args.should_save and not (out / ADAPTER).exists():
@@ -147,7 +147,8 @@ def first_adapter(checkpoint: Checkpoint, embeddings: Tensor, seed: int) -> dict
 def shared_config(checkpoint: Checkpoint) -> BlspConfig:
     """The checkpoint's config for another folder: what is a folder here is named by its absolute path."""
     config = checkpoint.config
-    parts = {"encoder": config.encoder, "llm": config.llm} | ({"llm_lora": config.llm_lora} if config.llm_lora else {})
+    named = ("encoder", "llm", "llm_lora", "lora")
+    parts = {part: name for part in named if (name := getattr(config, part)) is not None}
     folders = {
         part: os.path.abspath(checkpoint.folder / name)
         for part, name in parts.items()

@@ -19,7 +19,7 @@ def open_llm(name: str, cache: Path, prompt_format: PromptFormat | None) -> tupl
     config, _ = PretrainedConfig.get_config_dict(llm)
     if config.get("model_type") == "blsp" or "llama_config" in config:
         checkpoint = open_checkpoint(name, cache)
-        llm, prompt_format = checkpoint.llm, prompt_format or checkpoint.config.prompt_format
+        llm, prompt_format = checkpoint.llm_alone(), prompt_format or checkpoint.config.prompt_format
     tokenizer = AutoTokenizer.from_pretrained(llm)
     default: PromptFormat = "chat-template" if tokenizer.chat_template else "blsp"
     return llm, PromptBuilder(tokenizer, prompt_format or default, llm_dim=0)

@@ -16,7 +16,7 @@ from models.adapter import real_positions
 from models.embedder import Embedder
 from models.encoder import encoder_length
 from models.features import SAMPLE_RATE, log_mels, n_frames
-from models.manifest import AudioSpan, ReadAudio
+from models.manifest import AudioSpan, InputError, ReadAudio
 
 CHUNK = 2048  # recordings that are sorted by length together; a killed run begins again with its chunk
 BATCH_SECONDS = {"cpu": 20, "cuda": 1200}  # of audio that are encoded together
@@ -70,6 +70,8 @@ def keep_states(
     """
     note = _Note(folder, _fingerprint(embedder))
     there = note.read()
+    if not there:
+        note.forget()  # or, after a kill, it would still tell what had been there of what is overwritten
     heard = list(dict.fromkeys([*there, *recordings]))
     lengths = [encoder_length(n_frames(item.samples)) for item in heard]
     bounds = torch.tensor([0, *np.cumsum(lengths).tolist()])
@@ -82,12 +84,20 @@ def keep_states(
     for begin in range(len(there), len(heard), CHUNK):
         end = min(begin + CHUNK, len(heard))
         for places in _batches(lengths, range(begin, end), embedder.device.type):
-            windows = [read(heard[i].audio)[: heard[i].samples] for i in places]
+            windows = [_whole(heard[i], read) for i in places]
             at = torch.cat([torch.arange(int(bounds[i]), int(bounds[i + 1])) for i in places])
             content[at.to(content.device)] = encode(embedder, windows).to(content.device, torch.float16)
         note.write(heard[:end])
         progress(end, len(heard))
     return EncoderStates(content, bounds.to(content.device), {str(item.audio): i for i, item in enumerate(heard)})
+
+
+def _whole(heard: Heard, read: ReadAudio) -> Tensor:
+    """The samples (n,) of a recording; raises InputError where it has not as many as was said."""
+    samples = read(heard.audio)[: heard.samples]
+    if len(samples) < heard.samples:
+        raise InputError(f"{heard.audio}: it has {len(samples)} samples, not {heard.samples}")
+    return samples
 
 
 @torch.inference_mode()
@@ -123,8 +133,10 @@ def _batches(lengths: Sequence[int], places: range, device: str) -> Iterator[lis
 
 def _fingerprint(embedder: Embedder) -> str:
     """What the states depend on beside the recordings."""
-    weights = nn.utils.parameters_to_vector(embedder.encoder.conv1.parameters()).float().cpu()
-    return hashlib.sha256(embedder.padding.encode() + weights.numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(embedder.padding.encode())
+    for weights in embedder.encoder.parameters():
+        digest.update(weights.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _open(folder: Path, shape: tuple[int, int]) -> Tensor:
@@ -156,6 +168,11 @@ class _Note:
         return [
             Heard(AudioSpan(Path(path), start, frames), samples) for path, start, frames, samples in note["recordings"]
         ]
+
+    def forget(self) -> None:
+        """Removes it."""
+        if self.folder is not None:
+            (self.folder / NOTE).unlink(missing_ok=True)
 
     def write(self, heard: Sequence[Heard]) -> None:
         """Says so; a kill leaves the old note or the new one."""

@@ -34,7 +34,8 @@ def run(trainer: Trainer) -> None:
     out = Path(trainer.args.output_dir)
     last = last_checkpoint(out)
     state = None if last is None else TrainerState.load_from_json(str(Path(last) / TRAINER_STATE_NAME))
-    if last is not None and state is not None and 0 < trainer.args.max_steps <= state.global_step:
+    *_, steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
+    if last is not None and state is not None and steps <= state.global_step:
         trainer._load_from_checkpoint(last)  # from here, Trainer would take one step before it looks how many there are
         trainer.state = state
     else:

@@ -67,7 +67,8 @@ class Continue(BaseSettings):
 
         shard = Shard.parse(self.shard)
         with resumed_progress("Continuing") as show:
-            return await write_continuations(self.manifest, self.out, self._writer, shard=shard, progress=show)
+            asked = (self.manifest, self.out, self.instruction)
+            return await write_continuations(*asked, self._writer, shard=shard, progress=show)
 
     @asynccontextmanager
     async def _writer(self) -> AsyncGenerator["Writer"]:

@@ -65,14 +65,12 @@ class Writer:
     limits: Limits
 
     async def write(self, line: Line, base: Path, request_id: str) -> dict[str, Any]:
-        """The fields of the output for one line: `samples` and `continuation`, or `dropped` with the reason."""
-        audio = AudioSpan.parse(line.audio, base)
-        fields: dict[str, Any] = {"audio": str(audio), "text": line.text, "instruction": self.instruction}
+        """What becomes of one line: `samples` and `continuation`, or `dropped` with the reason."""
         try:
-            samples = await asyncio.to_thread(self._listen, audio, line.text)
-            return fields | {"samples": samples, "continuation": await self._continue(line.text, request_id)}
+            samples = await asyncio.to_thread(self._listen, AudioSpan.parse(line.audio, base), line.text)
+            return {"samples": samples, "continuation": await self._continue(line.text, request_id)}
         except Dropped as reason:
-            return fields | {"dropped": str(reason)}
+            return {"dropped": str(reason)}
 
     def _listen(self, audio: AudioSpan, text: str) -> int:
         """The number of samples; raises Dropped."""
@@ -102,9 +100,15 @@ class Writer:
         return continuation
 
 
+def asked(line: Line, base: Path, instruction: str) -> dict[str, Any]:
+    """The fields of the output that say what was asked."""
+    return {"audio": str(AudioSpan.parse(line.audio, base)), "text": line.text, "instruction": instruction}
+
+
 async def write_continuations(
     manifest: Path,
     out: Path,
+    instruction: str,
     open_writer: Callable[[], AbstractAsyncContextManager[Writer]],
     *,
     shard: Shard = Shard(0, 1),  # noqa: B008 (immutable)
@@ -114,17 +118,22 @@ async def write_continuations(
     """Continues what `out` does not hold yet of the manifest's shard; returns how many lines were "continued", or dropped for which reason.
 
     No writer is opened where nothing is left to do. `progress` hears of the lines done and of all. Raises InputError where the manifest is
-    wrong, where `out` was made from another one or another process is writing to it, and Unavailable where the engine dies.
+    wrong, where `out` was made from another one, or with another instruction, and where another process is writing to it; and Unavailable
+    where the engine dies.
     """
+
+    def told(line: Line) -> dict[str, Any]:
+        return asked(line, manifest.parent.absolute(), instruction)
+
     waiting = dict(shard_lines(manifest, shard))
     total = len(waiting)
     with open_journal(out) as journal:
         counts = Counter[str]()
         for where, fields in journal.lines():
             line = waiting.pop(fields.get("index", -1), None)
-            if line is None or fields.get("text") != line.text:
+            if line is None or not told(line).items() <= fields.items():
                 raise InputError(
-                    f"{where}: not from this shard of {manifest}, or there twice; choose another output file"
+                    f"{where}: not from this shard of {manifest} with this instruction, or there twice; choose another output file"
                 )
             counts[fields.get("dropped", "continued")] += 1
 
@@ -134,9 +143,9 @@ async def write_continuations(
                 async def write(numbered: tuple[int, Line]) -> dict[str, Any]:
                     index, line = numbered
                     progress(counts.total(), total)
-                    fields = await writer.write(line, manifest.parent.absolute(), f"line-{index}")
-                    counts[fields.get("dropped", "continued")] += 1
-                    return {"index": index} | fields
+                    written = await writer.write(line, manifest.parent.absolute(), f"line-{index}")
+                    counts[written.get("dropped", "continued")] += 1
+                    return {"index": index} | told(line) | written
 
                 await journal.fill(waiting.items(), write, concurrency)
     progress(counts.total(), total)

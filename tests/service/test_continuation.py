@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,7 +54,8 @@ def write(file: Path, lines: list[dict]) -> Path:
 
 
 def run(manifest: Path, out: Path, writer: Writer | None = None, **options: Any) -> Counter[str]:
-    return asyncio.run(write_continuations(manifest, out, lambda: nullcontext(writer or make_writer()), **options))
+    writer = writer or make_writer()
+    return asyncio.run(write_continuations(manifest, out, writer.instruction, lambda: nullcontext(writer), **options))
 
 
 def written(out: Path) -> list[dict]:
@@ -119,7 +121,8 @@ def test_a_torn_output_is_completed(manifest: Path, tmp_path: Path, kept: int, t
 def test_what_is_complete_needs_no_writer(manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     run(manifest, out)
-    assert asyncio.run(write_continuations(manifest, out, lambda: pytest.fail("opened"))) == {"continued": 40}
+    done = write_continuations(manifest, out, "Continue:", lambda: pytest.fail("opened"))
+    assert asyncio.run(done) == {"continued": 40}
 
 
 KILLED = """
@@ -201,6 +204,11 @@ def test_an_output_of_another_manifest_is_refused(manifest: Path, tmp_path: Path
         run(other, out)
     with pytest.raises(InputError, match="not from this shard"):
         run(manifest, out, shard=Shard(0, 2))
+    elsewhere = [{"audio": f"long.wav:{i * 1000 + 1}:16000", "text": f"sentence {i}"} for i in range(40)]
+    with pytest.raises(InputError, match="not from this shard"):
+        run(write(tmp_path / "elsewhere.jsonl", elsewhere), out)
+    with pytest.raises(InputError, match="with this instruction"):
+        run(manifest, out, replace(make_writer(), instruction="Repeat:"))
     assert out.read_bytes() == before
 
 

@@ -240,6 +240,23 @@ async def test_a_folder_that_is_away_unloads_nothing(
     assert "stay as they are" in caplog.text
 
 
+async def test_a_folder_that_may_not_be_entered_is_passed_over(
+    folder: Path, served: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "lost+found").mkdir()
+    put(folder / "sales")
+    is_file = Path.is_file
+
+    def entered(path: Path) -> bool:
+        if path.parent.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", entered)
+    await WatchedFolder(folder, served).look()
+    assert served.names() == ["first", "sales"]
+
+
 async def test_it_is_told_of_changes(folder: Path, served: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "LOOK_SECONDS", 3600)
     watched = WatchedFolder(folder, served)

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from models.checkpoint import Checkpoint, open_checkpoint
+from models.config import CheckpointError
 from models.manifest import Example, InputError
-from models.training.align import AlignmentTrainer, align, prepare, write_adapter
+from models.training.align import AlignmentTrainer, align, prepare, shared_config, write_adapter
 from models.training.arguments import ALIGN, last_checkpoint, training_arguments
 from models.training.batches import Collator
 from tests.models.training.conftest import kill_while_it_saves, read
@@ -80,12 +82,29 @@ def test_the_loss_falls(finished: AlignmentTrainer) -> None:
     assert sum(losses[-2:]) < sum(losses[:2]) - 0.3  # two steps are an epoch
 
 
-def test_a_run_that_is_done_takes_no_step_more(checkpoint: Checkpoint, examples: list[Example], tmp_path: Path) -> None:
+def test_a_lora_that_only_the_engine_adds_is_refused(
+    checkpoint: Checkpoint, examples: list[Example], tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="'lora' is added by the engine"):
+        run(replace(checkpoint, lora=tmp_path), examples, tmp_path / "out")
+
+
+def test_what_is_trained_finds_the_parts_of_what_it_was_trained_from(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "tuned").mkdir()
+    config = checkpoint.config.model_copy(update={"lora": "tuned", "llm": "an/id"})
+    shared = shared_config(replace(checkpoint, folder=tmp_path, config=config))
+    assert (shared.lora, shared.llm, shared.llm_lora) == (str(tmp_path / "tuned"), "an/id", None)
+
+
+@pytest.mark.parametrize("steps", ["--max_steps=3", "--num_train_epochs=1.5"])
+def test_a_run_that_is_done_takes_no_step_more(
+    checkpoint: Checkpoint, examples: list[Example], tmp_path: Path, steps: str
+) -> None:
     """Hugging Face's Trainer would take one, in the midst of an epoch."""
-    run(checkpoint, examples, tmp_path, "--max_steps=3")
+    run(checkpoint, examples, tmp_path, steps)
     before = adapter(tmp_path)
     (tmp_path / "adapter.safetensors").unlink()  # as if it were killed before it wrote that
-    again = run(checkpoint, examples, tmp_path, "--max_steps=3")
+    again = run(checkpoint, examples, tmp_path, steps)
     assert again.state.global_step == 3
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
     for name, weight in adapter(tmp_path).items():

@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +12,7 @@ from models.checkpoint import Checkpoint
 from models.embedder import Embedder
 from models.encoder import encoder_length
 from models.features import n_frames
-from models.manifest import AudioSpan, Example
+from models.manifest import AudioSpan, Example, InputError
 from models.training import align, states, warm_start
 from models.training.arguments import ALIGN, WARM_START, Recipe, training_arguments
 from models.training.states import EncoderStates, Heard, keep_states
@@ -87,17 +88,41 @@ def test_a_killed_run_goes_on(
     assert seen == [(2, 6), (4, 6), (6, 6)]
 
 
+def tuned(embedder: Embedder) -> Embedder:
+    """One whose encoder was trained on in its last layer."""
+    other = copy.deepcopy(embedder)
+    with torch.no_grad():
+        list(other.encoder.layers.parameters())[-1][0] += 1
+    return other
+
+
 def test_another_encoder_begins_anew(embedder: Embedder, heard: list[Heard], tmp_path: Path) -> None:
     keep_states(heard, read, embedder, tmp_path)
-    with torch.no_grad():
-        embedder.encoder.conv1.weight[0, 0, 0] += 1
     reading, spans = counted()
-    try:
-        same(keep_states(heard, reading, embedder, tmp_path), embedder, heard)
-    finally:
-        with torch.no_grad():
-            embedder.encoder.conv1.weight[0, 0, 0] -= 1
+    same(keep_states(heard, reading, tuned(embedder), tmp_path), tuned(embedder), heard)
     assert len(spans) == len(heard)
+
+
+def test_what_another_encoder_has_begun_to_overwrite_is_gone(
+    embedder: Embedder, heard: list[Heard], tmp_path: Path
+) -> None:
+    keep_states(heard, read, embedder, tmp_path)
+
+    def killed(span: AudioSpan) -> Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        keep_states(heard, killed, tuned(embedder), tmp_path)
+    reading, spans = counted()
+    keep_states(heard, reading, embedder, tmp_path)
+    assert len(spans) == len(heard)
+
+
+def test_a_recording_that_is_shorter_than_was_said_is_named(
+    embedder: Embedder, heard: list[Heard], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=rf"{heard[0].audio}: it has {heard[0].samples} samples, not 99999"):
+        keep_states([Heard(heard[0].audio, 99_999)], read, embedder, tmp_path)
 
 
 @pytest.mark.parametrize(("training", "recipe"), [(align, ALIGN), (warm_start, WARM_START)])
