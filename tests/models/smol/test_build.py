@@ -80,7 +80,7 @@ def test_the_stages_follow_each_other(folder: Path, monkeypatch: pytest.MonkeyPa
         assert command[-2:] == ("--bf16", "true")
         assert command[command.index("--states") + 1] == str(folder / "states")
     questions = list(map(json.loads, (folder / "questions.jsonl").read_text().splitlines()))
-    assert {q["reference"] for q in questions} == set(TEXTS)
+    assert [q["reference"] for q in questions] == TEXTS[:30]
     assert shipped == [folder / "aligned", folder / "checkpoint"]
 
 
