@@ -25,7 +25,6 @@ from pydantic import ValidationError
 from vllm.config import StructuredOutputsConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError as VLLMClientError
-from vllm.exceptions import VLLMError
 from vllm.inputs import tokens_input
 from vllm.inputs.engine import EngineInput, embeds_input
 from vllm.lora.peft_helper import PEFTHelper
@@ -464,8 +463,6 @@ def as_api_error(error: Exception) -> ApiError:
     """What a client is told of an error of vLLM's."""
     if isinstance(error, EngineDeadError):
         return Unavailable("The LLM engine has died; the service is restarting.")
-    if isinstance(error, VLLMError) and not isinstance(error, VLLMClientError):
-        return ApiError("The LLM engine could not answer this request.")
     message = error.args[0] if error.args else error  # str() of vLLM's own repeats the parameter
     return InvalidRequest(str(message), param=getattr(error, "parameter", None))
 

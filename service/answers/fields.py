@@ -37,12 +37,14 @@ def check_json(value: Any, depth: int = MAX_DEPTH) -> None:
         return
     if isinstance(value, Mapping):
         value = [*value.keys(), *value.values()]
-    if isinstance(value, list):
+    if not isinstance(value, list):
+        return
+    kinds = set(map(type, value))
+    if int in kinds:
         integers = [item for item in value if type(item) is int]
-        for integer in (min(integers, default=0), max(integers, default=0)):
-            if integer not in INTEGERS:
-                raise ValueError("an integer of more than 64 bits")
-    if isinstance(value, list) and not FLAT.issuperset(map(type, value)):
+        if min(integers) not in INTEGERS or max(integers) not in INTEGERS:
+            raise ValueError("an integer of more than 64 bits")
+    if not kinds <= FLAT:
         if not depth:
             raise ValueError(f"nested more than {MAX_DEPTH} deep")
         for item in value:

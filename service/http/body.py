@@ -186,6 +186,8 @@ class _Form:
         if self._name == FILE:
             self._file.finish()
             return
+        if self._value.lstrip().startswith(b"["):  # a list in JSON, which is read on the event loop
+            check_values(self._value)
         try:
             self.fields.setdefault(self._name, []).append(self._value.decode())
         except UnicodeDecodeError as error:

@@ -145,6 +145,15 @@ async def test_a_file_may_be_called_in_any_letters(charset: str) -> None:
     assert await read(body, "multipart/form-data; boundary=b") == ({}, b"sound")
 
 
+async def test_a_list_of_too_many_values_is_refused_before_it_is_read() -> None:
+    body, content_type = form(b"x", {"history": " [" + "{}," * 20_000 + "{}]"})
+    with pytest.raises(InvalidRequest, match="more than 10,000 lists and objects"):
+        await read(body, content_type)
+    text = "{}," * 20_000
+    body, content_type = form(b"x", {"instruction": text})
+    assert (await read(body, content_type))[0] == {"instruction": [text]}
+
+
 async def test_a_boundary_that_is_numbered_without_end_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="'Content-Type' can't be read"):
         await read(b"x", f"multipart/form-data; boundary*{'1' * 5000}=b")
